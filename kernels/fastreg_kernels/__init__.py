@@ -1,0 +1,14 @@
+"""Compiled penalty kernels on plain arrays; needs NumPy and Numba only."""
+
+from fastreg_kernels._threads import get_num_threads, set_num_threads, threading_layer
+from fastreg_kernels.cpu import backward, forward, forward_backward, shrink
+
+__all__ = [
+    "backward",
+    "forward",
+    "forward_backward",
+    "get_num_threads",
+    "set_num_threads",
+    "shrink",
+    "threading_layer",
+]

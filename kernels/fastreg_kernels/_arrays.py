@@ -1,0 +1,88 @@
+"""What the kernels accept: checks of arrays and factors, with errors that name the argument."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
+"""The dtypes that have kernels."""
+
+
+def flat_input(x: Any) -> NDArray[Any]:
+    """`x` as a read-only view of shape (size,), in memory order.
+
+    Always read-only, so that each kernel is compiled for one kind of input and not for two.
+    """
+    array = _contiguous(x, "x")
+    flat = array.reshape(-1, order="A").view()
+    flat.flags.writeable = False
+    return flat
+
+
+def output(x: NDArray[Any], out: Any) -> NDArray[Any]:
+    """An array for a result of the shape, dtype and layout of `x`: `out`, or a new one."""
+    if out is None:
+        return np.empty_like(x)
+    array = _contiguous(out, "out")
+    if array.dtype != x.dtype or array.shape != x.shape:
+        raise ValueError(
+            f"Invalid value for argument out: expected an array of shape {x.shape} and dtype {x.dtype}, as x. "
+            f"Received: shape {array.shape}, dtype {array.dtype}"
+        )
+    if not array.flags.writeable:
+        raise ValueError("Invalid value for argument out: expected a writable array. Received: a read-only one")
+    if array.ndim > 1 and array.strides != x.strides:
+        raise ValueError("Invalid value for argument out: expected the memory layout (C or F order) of x.")
+    same = array.__array_interface__["data"][0] == x.__array_interface__["data"][0]
+    if not same and np.may_share_memory(array, x):
+        raise ValueError("Invalid value for argument out: expected x itself or memory apart from it. Received: overlap")
+    return array
+
+
+def factor(value: Any, name: str) -> float:
+    """A finite, non-negative factor."""
+    number = scalar(value, name)
+    if not 0 <= number < math.inf:
+        raise ValueError(f"Invalid value for argument {name}: expected a non-negative float. Received: {name}={value}")
+    return number
+
+
+def scalar(value: Any, name: str) -> float:
+    """A real scalar or 0-d array as a Python float."""
+    array = np.asarray(value)
+    if array.ndim != 0 or array.dtype.kind not in "biuf":
+        raise TypeError(f"Invalid type for argument {name}: expected a real scalar. Received: {name}={value!r}")
+    return float(array)
+
+
+def row_factors(value: Any, name: str, rows: int) -> NDArray[np.float64]:
+    """A scalar or one value per row as a float64 array of shape (rows,), each non-negative and finite."""
+    array = np.asarray(value)
+    if array.dtype.kind not in "biuf":
+        raise TypeError(f"Invalid type for argument {name}: expected real numbers. Received: dtype {array.dtype}")
+    if array.ndim != 0 and array.shape != (rows,):
+        raise ValueError(
+            f"Invalid value for argument {name}: expected a scalar or one value for each of the {rows} rows of x. "
+            f"Received: shape {array.shape}"
+        )
+    if not ((array >= 0) & np.isfinite(array)).all():
+        raise ValueError(f"Invalid value for argument {name}: expected non-negative, finite values. Received: {value}")
+    return np.ascontiguousarray(np.broadcast_to(array, (rows,)), dtype=np.float64)
+
+
+def _contiguous(x: Any, name: str) -> NDArray[Any]:
+    if not isinstance(x, np.ndarray):
+        raise TypeError(f"Invalid type for argument {name}: expected a NumPy array. Received: {type(x).__name__}")
+    if x.dtype not in DTYPES:
+        expected = " or ".join(str(dtype) for dtype in DTYPES)
+        raise TypeError(f"Invalid dtype for argument {name}: expected {expected}. Received: {x.dtype}")
+    if not (x.flags.c_contiguous or x.flags.f_contiguous):
+        raise ValueError(
+            f"Invalid layout for argument {name}: expected a contiguous array. Received: shape {x.shape} with strides "
+            f"{x.strides} bytes"
+        )
+    return x

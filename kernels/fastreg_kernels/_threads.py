@@ -1,0 +1,145 @@
+"""Which threads run a kernel, such that no combination of threading layer, calling thread and fork ends the process.
+
+Numba runs `prange` on one of three threading layers. What each does when it is used in a way it does not support:
+
+=========== ============================== ============================
+layer       several threads launch at once launch in a forked child
+=========== ============================== ============================
+`tbb`       works                          works only after a fork from the main thread
+`omp`       works                          GNU OpenMP ends the process
+`workqueue` ends the process               works
+=========== ============================== ============================
+
+So `tbb` is preferred (the wheel from PyPI is a dependency where there is one, and is loaded from there), and kernels
+run serially, with the same bits, under `workqueue` and in a child that was forked after the threads had started.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import operator
+import os
+import sys
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numba
+
+_lock = threading.Lock()
+_layer: str | None = None
+_limit: int | None = None
+_forked_with_threads = False
+
+
+def set_num_threads(n: int) -> None:
+    """Use at most `n` threads for each kernel call, whichever thread it is called from.
+
+    Parameters
+    ----------
+    n : int
+        From 1 to the number of threads that Numba has (`NUMBA_NUM_THREADS`, by default the number of cores).
+
+    Raises
+    ------
+    TypeError
+        If `n` is not an integer.
+    ValueError
+        If `n` is out of range.
+    """
+    global _limit
+    try:
+        count = operator.index(n)
+    except TypeError:
+        raise TypeError(f"Invalid type for argument n: expected an integer. Received: n={n!r}") from None
+    most = numba.config.NUMBA_NUM_THREADS
+    if not 1 <= count <= most:
+        raise ValueError(f"Invalid value for argument n: expected 1 to {most} threads. Received: n={n}")
+    _limit = count
+
+
+def get_num_threads() -> int:
+    """The number of threads that the next kernel call may use, 1 where it has to run serially."""
+    if _forked_with_threads or threading_layer() == "workqueue":
+        return 1
+    return numba.config.NUMBA_NUM_THREADS if _limit is None else _limit
+
+
+def threading_layer() -> str:
+    """The threading layer in use (`"tbb"`, `"omp"` or `"workqueue"`); starts the threads if nobody has yet."""
+    global _layer
+    if _layer is None:
+        with _lock:
+            if _layer is None:
+                _layer = _start()
+    return _layer
+
+
+@contextmanager
+def mask(threads: int) -> Iterator[None]:
+    """Have Numba use this many threads, for the calling thread alone, and put back what was set."""
+    previous = numba.get_num_threads()
+    if previous == threads:
+        yield
+        return
+    numba.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        numba.set_num_threads(previous)
+
+
+def serial_reason() -> str | None:
+    """Why kernels run serially although more than one thread was asked for, or None."""
+    if _forked_with_threads:
+        return "this process was forked from one whose kernel threads had started"
+    if threading_layer() == "workqueue":
+        return "Numba's workqueue threading layer ends the process when two threads use it at once"
+    return None
+
+
+def _start() -> str:
+    if not _threads_started():
+        _load_tbb_wheel()
+        numba.get_num_threads()  # the public call that starts the threads without running anything on them
+    layer: str = numba.threading_layer()
+    if layer == "workqueue":
+        warnings.warn(
+            "fastreg runs its kernels on one thread: Numba's workqueue threading layer ends the process when two "
+            "threads use it at once. Install tbb (`pip install tbb`) or libgomp, or unset NUMBA_THREADING_LAYER.",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+    return layer
+
+
+def _threads_started() -> bool:
+    try:
+        numba.threading_layer()
+    except ValueError:  # Numba's answer while there is no layer yet
+        return False
+    return True
+
+
+def _load_tbb_wheel() -> None:
+    """Load libtbb from where pip puts it, where the system's linker does not look; Numba then finds it by name."""
+    if not sys.platform.startswith("linux"):
+        return
+    library = Path(sys.prefix) / "lib" / "libtbb.so.12"
+    if library.exists():
+        try:
+            ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
+        except OSError:
+            return  # Numba goes on to the next layer, which `threading_layer()` names
+
+
+def _after_fork_in_child() -> None:
+    global _forked_with_threads, _lock
+    _lock = threading.Lock()
+    _forked_with_threads = _forked_with_threads or _threads_started()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)

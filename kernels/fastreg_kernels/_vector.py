@@ -1,0 +1,266 @@
+"""Vectors of a fixed number of virtual lanes, for use inside Numba functions.
+
+A `Vector` is one LLVM value `<LANES x dtype>`. LLVM splits it over whatever registers the processor has (SSE, AVX2,
+AVX-512, NEON), so one source serves every width and the arithmetic of each lane, hence every result, has the same bits
+on all of them: no contraction into fused multiply-add, no reassociation.
+
+Numba offers neither explicit vectors nor non-temporal stores; `numba.extending.intrinsic` lets us emit both.
+"""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic, models, overload, register_model
+
+LANES = 16
+"""Elements per vector. 16 float64 sums of each kind fill 8 AVX2 registers: enough to hide the latency of addition,
+few enough to leave registers for the data."""
+
+STREAM_ALIGNMENT = 64
+"""Bytes to which `out` must be aligned for `stream`, which has no unaligned form."""
+
+
+class Vector(types.Type):  # type: ignore[misc]
+    """Numba type of `LANES` values of the scalar type `dtype`."""
+
+    def __init__(self, dtype: Any) -> None:
+        self.dtype = dtype
+        super().__init__(name=f"Vector({dtype} x {LANES})")
+
+
+@register_model(Vector)
+class _VectorModel(models.PrimitiveModel):  # type: ignore[misc]
+    def __init__(self, dmm: Any, fe_type: Vector) -> None:
+        super().__init__(dmm, fe_type, _llvm_type(fe_type.dtype))
+
+
+_SCALARS = {types.float32: ir.FloatType(), types.float64: ir.DoubleType()}
+_BITS = {types.float32: ir.IntType(32), types.float64: ir.IntType(64)}
+
+
+def _llvm_type(dtype: Any) -> ir.VectorType:
+    return ir.VectorType(_SCALARS[dtype], LANES)
+
+
+def _splat(builder: Any, value: Any) -> Any:
+    undefined = ir.Constant(ir.VectorType(value.type, LANES), ir.Undefined)
+    first = builder.insert_element(undefined, value, ir.Constant(ir.IntType(32), 0))
+    return builder.shuffle_vector(first, undefined, ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES))
+
+
+def _zeros(dtype: Any) -> ir.Constant:
+    return ir.Constant(_llvm_type(dtype), [0.0] * LANES)
+
+
+def _element_pointer(context: Any, builder: Any, array_type: Any, array: Any, index: Any) -> Any:
+    data = context.make_array(array_type)(context, builder, array).data
+    return builder.gep(data, [index], inbounds=True)
+
+
+def _vector_pointer(builder: Any, pointer: Any, dtype: Any) -> Any:
+    return builder.bitcast(pointer, _llvm_type(dtype).as_pointer())
+
+
+@intrinsic
+def load(typingctx, x, i):
+    """The vector `x[i : i + LANES]`; any alignment."""
+
+    def codegen(context, builder, signature, args):
+        dtype = signature.return_type.dtype
+        pointer = _element_pointer(context, builder, signature.args[0], *args)
+        return builder.load(_vector_pointer(builder, pointer, dtype), align=dtype.bitwidth // 8)
+
+    return Vector(x.dtype)(x, types.intp), codegen
+
+
+@intrinsic
+def load_first(typingctx, x, i, count):
+    """The vector `x[i : i + count]`, filled up with zeros."""
+
+    def codegen(context, builder, signature, args):
+        dtype = signature.return_type.dtype
+        padded = cgutils.alloca_once_value(builder, _zeros(dtype))
+        source = _element_pointer(context, builder, signature.args[0], *args[:2])
+        target = builder.bitcast(padded, _SCALARS[dtype].as_pointer())
+        with cgutils.for_range(builder, args[2]) as loop:
+            builder.store(builder.load(builder.gep(source, [loop.index])), builder.gep(target, [loop.index]))
+        return builder.load(padded)
+
+    return Vector(x.dtype)(x, types.intp, types.intp), codegen
+
+
+@intrinsic
+def store(typingctx, out, i, v):
+    """`out[i : i + LANES] = v`; any alignment."""
+
+    def codegen(context, builder, signature, args):
+        dtype = signature.args[0].dtype
+        pointer = _element_pointer(context, builder, signature.args[0], *args[:2])
+        builder.store(args[2], _vector_pointer(builder, pointer, dtype), align=dtype.bitwidth // 8)
+        return context.get_dummy_value()
+
+    return types.void(out, types.intp, Vector(out.dtype)), codegen
+
+
+@intrinsic
+def stream(typingctx, out, i, v):
+    """`out[i : i + LANES] = v` past the caches; follow the last one with `fence`.
+
+    The address must be a multiple of `STREAM_ALIGNMENT`, or of the vector's size if that is smaller.
+    """
+
+    def codegen(context, builder, signature, args):
+        dtype = signature.args[0].dtype
+        pointer = _element_pointer(context, builder, signature.args[0], *args[:2])
+        align = min(STREAM_ALIGNMENT, LANES * dtype.bitwidth // 8)
+        instruction = builder.store(args[2], _vector_pointer(builder, pointer, dtype), align=align)
+        one = builder.module.add_metadata([ir.Constant(ir.IntType(32), 1)])
+        instruction.set_metadata("nontemporal", one)
+        return context.get_dummy_value()
+
+    return types.void(out, types.intp, Vector(out.dtype)), codegen
+
+
+@intrinsic
+def store_first(typingctx, out, i, v, count):
+    """`out[i : i + count] = v[:count]`."""
+
+    def codegen(context, builder, signature, args):
+        dtype = signature.args[0].dtype
+        source = builder.bitcast(cgutils.alloca_once_value(builder, args[2]), _SCALARS[dtype].as_pointer())
+        target = _element_pointer(context, builder, signature.args[0], *args[:2])
+        with cgutils.for_range(builder, args[3]) as loop:
+            builder.store(builder.load(builder.gep(source, [loop.index])), builder.gep(target, [loop.index]))
+        return context.get_dummy_value()
+
+    return types.void(out, types.intp, Vector(out.dtype), types.intp), codegen
+
+
+@intrinsic
+def fence(typingctx):
+    """Order streamed stores before everything that follows."""
+
+    def codegen(context, builder, signature, args):
+        builder.fence("seq_cst")
+        return context.get_dummy_value()
+
+    return types.void(), codegen
+
+
+@intrinsic
+def zeros(typingctx):
+    """A float64 vector of zeros: an accumulator."""
+
+    def codegen(context, builder, signature, args):
+        return _zeros(types.float64)
+
+    return Vector(types.float64)(), codegen
+
+
+@intrinsic
+def widen(typingctx, v):
+    """`v` in float64, the accumulator dtype."""
+
+    def codegen(context, builder, signature, args):
+        if signature.args[0].dtype == types.float64:
+            return args[0]
+        return builder.fpext(args[0], _llvm_type(types.float64))
+
+    return Vector(types.float64)(v), codegen
+
+
+@intrinsic
+def total(typingctx, v):
+    """The sum of the lanes of a float64 vector, first to last."""
+
+    def codegen(context, builder, signature, args):
+        result = ir.Constant(ir.DoubleType(), 0.0)
+        for lane in range(LANES):
+            result = builder.fadd(result, builder.extract_element(args[0], ir.Constant(ir.IntType(32), lane)))
+        return result
+
+    return types.float64(v), codegen
+
+
+@intrinsic
+def sign(typingctx, v):
+    """1 where `v > 0`, -1 where `v < 0`, and `v` itself where it is ±0 or NaN."""
+
+    def codegen(context, builder, signature, args):
+        dtype = signature.return_type.dtype
+        value, zero = args[0], _zeros(dtype)
+        one, minus_one = (ir.Constant(_llvm_type(dtype), [number] * LANES) for number in (1.0, -1.0))
+        rest = builder.select(builder.fcmp_ordered("<", value, zero), minus_one, value)
+        return builder.select(builder.fcmp_ordered(">", value, zero), one, rest)
+
+    return v(v), codegen
+
+
+@intrinsic
+def soft_threshold(typingctx, magnitude, v):
+    """`sign(v) * max(0, magnitude)`, with +0 wherever `magnitude <= 0`; a NaN magnitude stays NaN."""
+
+    def codegen(context, builder, signature, args):
+        dtype = signature.return_type.dtype
+        bits = ir.VectorType(_BITS[dtype], LANES)
+        sign_bit = ir.Constant(bits, [1 << (dtype.bitwidth - 1)] * LANES)
+        sign = builder.and_(builder.bitcast(args[1], bits), sign_bit)
+        with_sign = builder.bitcast(builder.or_(builder.bitcast(args[0], bits), sign), _llvm_type(dtype))
+        vanishes = builder.fcmp_ordered("<=", args[0], _zeros(dtype))
+        return builder.select(vanishes, _zeros(dtype), with_sign)
+
+    return v(v, v), codegen
+
+
+@intrinsic
+def _abs(typingctx, v):
+    def codegen(context, builder, signature, args):
+        dtype = signature.return_type.dtype
+        bits = ir.VectorType(_BITS[dtype], LANES)
+        mask = ir.Constant(bits, [(1 << (dtype.bitwidth - 1)) - 1] * LANES)
+        return builder.bitcast(builder.and_(builder.bitcast(args[0], bits), mask), _llvm_type(dtype))
+
+    return v(v), codegen
+
+
+def _arithmetic(instruction: str) -> Any:
+    """An intrinsic that applies one LLVM instruction to two vectors, or to a vector and a scalar."""
+
+    @intrinsic
+    def apply(typingctx, a, b):
+        def codegen(context, builder, signature, args):
+            operands = [
+                value if isinstance(kind, Vector) else _splat(builder, value)
+                for kind, value in zip(signature.args, args, strict=True)
+            ]
+            return getattr(builder, instruction)(*operands)
+
+        vector = a if isinstance(a, Vector) else b
+        other = vector if isinstance(a, Vector) and isinstance(b, Vector) else vector.dtype
+        return (vector(vector, other) if vector is a else vector(other, vector)), codegen
+
+    return apply
+
+
+def _register(operation: Any, apply: Any) -> None:
+    @overload(operation)
+    def vector_operation(a, b):
+        if isinstance(a, Vector) or isinstance(b, Vector):
+            return lambda a, b: apply(a, b)
+        return None
+
+
+for _operation, _instruction in ((operator.add, "fadd"), (operator.sub, "fsub"), (operator.mul, "fmul")):
+    _register(_operation, _arithmetic(_instruction))
+
+
+@overload(abs)
+def _vector_abs(v):
+    if isinstance(v, Vector):
+        return lambda v: _abs(v)
+    return None
