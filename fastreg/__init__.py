@@ -1,5 +1,34 @@
 """Compiled L1 and L2 penalties for Keras on TensorFlow."""
 
-from fastreg._version import __version__
+# isort: off
+import fastreg._backend  # noqa: F401 - first: it refuses what the rest would fail on in a less helpful way
 
-__all__ = ["__version__"]
+# isort: on
+from fastreg_kernels import set_num_threads
+
+from fastreg._bridge import get_bridge, set_bridge, set_crossover
+from fastreg._buffers import clear_buffers
+from fastreg._info import info
+from fastreg._version import __version__
+from fastreg.models import accelerate, inspect
+from fastreg.ops import l1_l2_penalty
+from fastreg.regularizers import L1, L1L2, L2, l1, l1_l2, l2
+
+__all__ = [
+    "L1",
+    "L1L2",
+    "L2",
+    "__version__",
+    "accelerate",
+    "clear_buffers",
+    "get_bridge",
+    "info",
+    "inspect",
+    "l1",
+    "l1_l2",
+    "l1_l2_penalty",
+    "l2",
+    "set_bridge",
+    "set_crossover",
+    "set_num_threads",
+]

@@ -1,0 +1,1 @@
+"""The benchmark harness behind `fastreg bench` and `pytest benchmarks`."""

@@ -1,0 +1,228 @@
+"""Which bridge serves a call, and how its tensors reach the kernels without a copy.
+
+The bridges are `py_function` (the compiled kernels, through `tf.py_function` while tracing and directly when eager) and
+`tensorflow` (the same formulas in TensorFlow's own ops).
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import warnings
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import fastreg_kernels
+import numpy as np
+import tensorflow as tf
+from numpy.typing import NDArray
+from tensorflow.python.eager import record
+from tensorflow.python.saved_model import save_context
+
+from fastreg import _buffers
+
+BRIDGES = ("auto", "py_function", "tensorflow")
+
+_KERNEL_DTYPES = frozenset(dtype.name for dtype in fastreg_kernels.DTYPES)
+
+GRAPH_CROSSOVER = 1 << 18
+EAGER_CROSSOVER = 1 << 14
+"""Elements from which the kernels are faster than TensorFlow's ops in spite of the fixed cost of reaching them.
+
+Derived by `fastreg bench --suite crossover`, which prints both.
+"""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which bridge serves a call, and why. `bridge` is `"dynamic"` where the size is known at run time only."""
+
+    bridge: str
+    reason: str
+
+
+class _Settings:
+    def __init__(self) -> None:
+        self.bridge = _checked_bridge(os.environ.get("FASTREG_BRIDGE", "auto"), "environment variable FASTREG_BRIDGE")
+        self.crossover: int | None = None
+
+
+def _checked_bridge(name: Any, where: str) -> str:
+    if name not in BRIDGES:
+        expected = ", ".join(repr(bridge) for bridge in BRIDGES)
+        raise ValueError(f"Invalid value for {where}: expected one of {expected}. Received: {name!r}")
+    return str(name)
+
+
+_settings = _Settings()
+
+
+def set_bridge(name: str) -> None:
+    """Choose how penalties are computed from now on; functions that are traced already stay as they are.
+
+    Parameters
+    ----------
+    name : {"auto", "py_function", "tensorflow"}
+        `"auto"`: the compiled kernels where they can run and are faster, TensorFlow's ops elsewhere.
+        `"py_function"`: the kernels wherever they can run. `"tensorflow"`: never the kernels.
+
+    Raises
+    ------
+    ValueError
+        If there is no such bridge.
+    """
+    _settings.bridge = _checked_bridge(name, "argument name")
+
+
+def get_bridge() -> str:
+    """The bridge that was chosen: `"auto"`, `"py_function"` or `"tensorflow"`."""
+    return _settings.bridge
+
+
+def set_crossover(n: int | None) -> None:
+    """Use the kernels from `n` elements on; `None` restores the sizes that were measured.
+
+    Raises
+    ------
+    ValueError
+        If n is not a non-negative integer or None.
+    """
+    if n is not None and (isinstance(n, bool) or not isinstance(n, (int, np.integer)) or n < 0):
+        raise ValueError(f"Invalid value for argument n: expected a non-negative integer or None. Received: n={n!r}")
+    _settings.crossover = None if n is None else int(n)
+
+
+def crossover(eager: bool) -> int:
+    """Elements from which `"auto"` uses the kernels."""
+    if _settings.crossover is not None:
+        return _settings.crossover
+    return EAGER_CROSSOVER if eager else GRAPH_CROSSOVER
+
+
+def choose(x: tf.Tensor) -> Choice:
+    """Which bridge serves a penalty of `x` here and now."""
+    choice = _choose(_obstacle(x), x.shape.num_elements(), tf.executing_eagerly())
+    if choice.bridge == "tensorflow" and _settings.bridge == "py_function":
+        _warn_once(choice.reason)
+    statistics.count_choice(choice)
+    return choice
+
+
+def foresee(dtype: Any, size: int | None) -> Choice:
+    """Which bridge would serve a tensor of this dtype and size in a graph on the host, outside XLA."""
+    return _choose(_dtype_obstacle(dtype), size, eager=False)
+
+
+def _choose(obstacle: str | None, size: int | None, eager: bool) -> Choice:
+    if _settings.bridge == "tensorflow":
+        return Choice("tensorflow", "set_bridge")
+    if obstacle is not None:
+        return Choice("tensorflow", obstacle)
+    if _settings.bridge == "py_function":
+        return Choice("py_function", "set_bridge")
+    least = crossover(eager)
+    if size is None:
+        return Choice("dynamic", f"decided at run time: the kernels from {least:,} elements on")
+    if size < least:
+        return Choice("tensorflow", f"fewer than {least:,} elements")
+    return Choice("py_function", f"{least:,} elements or more")
+
+
+def _dtype_obstacle(dtype: Any) -> str | None:
+    name = tf.as_dtype(dtype).name
+    return None if name in _KERNEL_DTYPES else f"no kernel for {name}"
+
+
+def in_xla() -> bool:
+    """Whether what is being traced will be compiled by XLA, where a callback cannot run."""
+    return tf.__internal__.get_enclosing_xla_context() is not None
+
+
+def tape_is_active() -> bool:
+    """Whether any gradient tape is recording."""
+    return bool(record.could_possibly_record())
+
+
+def on_host(x: tf.Tensor) -> bool:
+    """Whether this eager tensor is in the host's memory."""
+    return "CPU" in x.device
+
+
+def host_array(x: tf.Tensor) -> NDArray[Any]:
+    """The memory of an eager tensor as a read-only array, without a copy."""
+    return np.asarray(x)
+
+
+def empty(x: NDArray[Any]) -> NDArray[Any]:
+    """A buffer like `x` that `tensor` can hand to TensorFlow."""
+    return _buffers.pool.take(x.shape, x.dtype)
+
+
+def tensor(buffer: NDArray[Any]) -> tf.Tensor:
+    """A filled buffer as an eager tensor, without a copy; the buffer is free again once TensorFlow lets go of it."""
+    if buffer.size == 0:
+        return tf.zeros(buffer.shape, buffer.dtype)
+    return tf.experimental.dlpack.from_dlpack(buffer.__dlpack__())
+
+
+def call(
+    function: Callable[..., Any], inputs: Sequence[tf.Tensor], shapes: Sequence[Any], dtypes: Sequence[Any]
+) -> Any:
+    """Run `function` on eager tensors: now if executing eagerly, else when the graph that is being traced runs.
+
+    An eager `tf.py_function` would keep its closure, and under a tape its tensors, for the life of the process.
+    """
+    if tf.executing_eagerly():
+        return function(*inputs)
+    outputs = tf.py_function(function, inputs, list(dtypes))
+    for output, shape in zip(outputs, shapes, strict=True):
+        output.set_shape(shape)
+    return outputs
+
+
+class _Statistics:
+    """What this process did, for `fastreg.info()`."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self.kernel_calls = 0
+        self.choices: Counter[Choice] = Counter()
+
+    def count_kernel_call(self) -> None:
+        with self._lock:
+            self.kernel_calls += 1
+
+    def count_choice(self, choice: Choice) -> None:
+        with self._lock:
+            self.choices[choice] += 1
+
+
+statistics = _Statistics()
+
+_warned: set[str] = set()
+
+
+def _warn_once(obstacle: str) -> None:
+    if obstacle not in _warned:
+        _warned.add(obstacle)
+        warnings.warn(
+            f"fastreg uses TensorFlow's ops although the bridge is set to 'py_function': {obstacle}",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+
+
+def _obstacle(x: tf.Tensor) -> str | None:
+    """Why the kernels cannot serve `x` here, or None."""
+    obstacle = _dtype_obstacle(x.dtype)
+    if obstacle is not None:
+        return obstacle
+    if in_xla():
+        return "a callback cannot run in code that XLA compiles"
+    if save_context.in_save_context():
+        return "a callback cannot be saved with a model"
+    if "GPU" in x.device or "TPU" in x.device:
+        return "no kernel for this device"
+    return None

@@ -1,0 +1,87 @@
+"""What this process uses and did."""
+
+from __future__ import annotations
+
+import argparse
+import platform
+from typing import Any
+
+import fastreg_kernels
+import keras
+import numba
+import numpy as np
+import tensorflow as tf
+from fastreg_kernels import _jit, _threads
+from llvmlite import binding
+from rich.console import Console
+from rich.table import Table
+
+from fastreg import _bridge, _buffers
+from fastreg._version import __version__
+
+_SHOWN = frozenset({"sse2", "avx", "avx2", "avx512f", "f16c", "fma", "neon"})
+
+
+def info() -> dict[str, Any]:
+    """What fastreg uses here, why, and what it did so far.
+
+    Returns
+    -------
+    dict
+        `versions`; `cpu`, `cpu_features` (those that matter to the kernels), `gpus`; `threading_layer`, `threads`,
+        `serial_reason` (why kernels run on one thread, or None); `bridge` (as set), `crossover` (elements, for `graph`
+        and `eager`); `choices` (how often which bridge was chosen, and why: once per trace of a graph, once per call
+        when eager); `kernel_calls` (how often a kernel ran through TensorFlow); `buffer_bytes` (held for gradients);
+        `kernel_cache` (folder of compiled kernels, or None where none is writable).
+    """
+    return {
+        "versions": {
+            "fastreg": __version__,
+            "python": platform.python_version(),
+            "tensorflow": tf.__version__,
+            "keras": keras.__version__,
+            "numba": numba.__version__,
+            "numpy": np.__version__,
+        },
+        "cpu": binding.get_host_cpu_name(),
+        "cpu_features": sorted(name for name, has in binding.get_host_cpu_features().items() if has and name in _SHOWN),
+        "gpus": [device.name for device in tf.config.list_physical_devices("GPU")],
+        "threading_layer": fastreg_kernels.threading_layer(),
+        "threads": fastreg_kernels.get_num_threads(),
+        "serial_reason": _threads.serial_reason(),
+        "bridge": _bridge.get_bridge(),
+        "crossover": {"graph": _bridge.crossover(eager=False), "eager": _bridge.crossover(eager=True)},
+        "choices": [
+            {"bridge": choice.bridge, "reason": choice.reason, "count": count}
+            for choice, count in _bridge.statistics.choices.most_common()
+        ],
+        "kernel_calls": _bridge.statistics.kernel_calls,
+        "buffer_bytes": _buffers.pool.nbytes(),
+        "kernel_cache": None if _jit.cache_folder() is None else str(_jit.cache_folder()),
+    }
+
+
+DESCRIPTION = "show versions, threads, processor, and which bridge serves from which size"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `fastreg info`: none."""
+
+
+def run(options: argparse.Namespace) -> int:  # noqa: ARG001
+    """Print `info()` as a table."""
+    table = Table(title="fastreg", show_header=False)
+    table.add_column(style="bold")
+    table.add_column()
+    for name, value in info().items():
+        table.add_row(name.replace("_", " "), _readable(value))
+    Console().print(table)
+    return 0
+
+
+def _readable(value: Any) -> str:
+    if isinstance(value, dict):
+        return "\n".join(f"{key}: {_readable(entry)}" for key, entry in value.items())
+    if isinstance(value, list):
+        return "\n".join(_readable(entry) for entry in value) or "none"
+    return f"{value:,}" if isinstance(value, int) else str(value)

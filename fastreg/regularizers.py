@@ -1,0 +1,160 @@
+"""Keras's L1, L2 and L1L2 regularizers on compiled kernels."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from fastreg import _validation
+from fastreg.ops import l1_l2_penalty
+
+
+class _Penalty(keras.regularizers.Regularizer):  # type: ignore[misc]
+    """What the three regularizers share: the penalty of whatever Keras hands to one."""
+
+    def _penalty(self, x: Any, l1: float, l2: float) -> Any:
+        if isinstance(x, keras.KerasTensor):  # a symbol without values: Keras infers shape and dtype only
+            return _symbolic_penalty(x, l1, l2)
+        return l1_l2_penalty(x, l1, l2)
+
+    def __repr__(self) -> str:
+        factors = ", ".join(f"{name}={value!r}" for name, value in self.get_config().items())
+        return f"fastreg.{type(self).__name__}({factors})"
+
+
+@keras.saving.register_keras_serializable(package="fastreg")
+class L1(_Penalty):
+    """L1 penalty `l1 * sum(|x|)`, a drop-in for `keras.regularizers.L1`.
+
+    Parameters
+    ----------
+    l1 : float, default 0.01
+        Non-negative factor; None means the default.
+
+    Raises
+    ------
+    ValueError
+        If the factor is negative or not finite.
+
+    Notes
+    -----
+    The gradient is `l1 * sign(x)` with sign(0) = 0. The kernels accumulate in float64 and round the result to the
+    dtype of x, where Keras accumulates in that dtype. Keras rounds the factor to float32 even for float64 weights;
+    fastreg does not.
+
+    Examples
+    --------
+    >>> layer = keras.layers.Dense(8, kernel_regularizer=fastreg.L1(1e-4))
+    """
+
+    def __init__(self, l1: float | None = 0.01) -> None:
+        self.l1 = _validation.factor(0.01 if l1 is None else l1, "l1")
+
+    def __call__(self, x: Any) -> tf.Tensor:
+        """The penalty of x: a scalar tensor of x's dtype."""
+        return self._penalty(x, self.l1, 0.0)
+
+    def get_config(self) -> dict[str, float]:
+        """The factor, under the key that Keras's own class uses."""
+        return {"l1": self.l1}
+
+
+@keras.saving.register_keras_serializable(package="fastreg")
+class L2(_Penalty):
+    """L2 penalty `l2 * sum(x²)`, a drop-in for `keras.regularizers.L2`.
+
+    Parameters
+    ----------
+    l2 : float, default 0.01
+        Non-negative factor; None means the default.
+
+    Raises
+    ------
+    ValueError
+        If the factor is negative or not finite.
+
+    Notes
+    -----
+    The gradient is `2 * l2 * x`. For accumulation and rounding see `L1`.
+
+    Examples
+    --------
+    >>> layer = keras.layers.Embedding(1_000_000, 64, embeddings_regularizer=fastreg.L2(1e-6))
+    """
+
+    def __init__(self, l2: float | None = 0.01) -> None:
+        self.l2 = _validation.factor(0.01 if l2 is None else l2, "l2")
+
+    def __call__(self, x: Any) -> tf.Tensor:
+        """The penalty of x: a scalar tensor of x's dtype."""
+        return self._penalty(x, 0.0, self.l2)
+
+    def get_config(self) -> dict[str, float]:
+        """The factor, under the key that Keras's own class uses."""
+        return {"l2": self.l2}
+
+
+@keras.saving.register_keras_serializable(package="fastreg")
+class L1L2(_Penalty):
+    """Elastic-net penalty `l1 * sum(|x|) + l2 * sum(x²)`, a drop-in for `keras.regularizers.L1L2`.
+
+    Parameters
+    ----------
+    l1, l2 : float, default 0.0
+        Non-negative factors; None means the default.
+
+    Raises
+    ------
+    ValueError
+        If a factor is negative or not finite.
+
+    Notes
+    -----
+    Both sums come from one read of x. The gradient is `l1 * sign(x) + 2 * l2 * x` with sign(0) = 0. For accumulation
+    and rounding see `L1`.
+
+    Examples
+    --------
+    >>> layer = keras.layers.Dense(8, kernel_regularizer=fastreg.L1L2(l1=1e-5, l2=1e-4))
+    """
+
+    def __init__(self, l1: float | None = 0.0, l2: float | None = 0.0) -> None:
+        self.l1 = _validation.factor(0.0 if l1 is None else l1, "l1")
+        self.l2 = _validation.factor(0.0 if l2 is None else l2, "l2")
+
+    def __call__(self, x: Any) -> tf.Tensor:
+        """The penalty of x: a scalar tensor of x's dtype."""
+        return self._penalty(x, self.l1, self.l2)
+
+    def get_config(self) -> dict[str, float]:
+        """The factors, under the keys that Keras's own class uses."""
+        return {"l1": self.l1, "l2": self.l2}
+
+
+def l1(l: float = 0.01) -> L1:  # noqa: E741 - the classic name of the argument
+    """An `L1` regularizer, in Keras's classic spelling."""
+    return L1(l)
+
+
+def l2(l: float = 0.01) -> L2:  # noqa: E741 - the classic name of the argument
+    """An `L2` regularizer, in Keras's classic spelling."""
+    return L2(l)
+
+
+def l1_l2(l1: float = 0.01, l2: float = 0.01) -> L1L2:
+    """An `L1L2` regularizer, in Keras's classic spelling and with its defaults.
+
+    In Keras 3 `keras.regularizers.l1_l2` is the class itself, whose factors default to zero.
+    """
+    return L1L2(l1=l1, l2=l2)
+
+
+def _symbolic_penalty(x: keras.KerasTensor, l1: float, l2: float) -> Any:
+    terms = []
+    if l1 != 0.0:
+        terms.append(l1 * keras.ops.sum(keras.ops.absolute(x)))
+    if l2 != 0.0:
+        terms.append(l2 * keras.ops.sum(keras.ops.square(x)))
+    return sum(terms[1:], terms[0]) if terms else keras.ops.zeros((), x.dtype)
