@@ -25,8 +25,6 @@ from fastreg import _buffers
 
 BRIDGES = ("auto", "py_function", "tensorflow")
 
-_KERNEL_DTYPES = frozenset(dtype.name for dtype in fastreg_kernels.DTYPES)
-
 GRAPH_CROSSOVER = 1 << 18
 EAGER_CROSSOVER = 1 << 14
 """Elements from which the kernels are faster than TensorFlow's ops in spite of the fixed cost of reaching them.
@@ -132,7 +130,7 @@ def _choose(obstacle: str | None, size: int | None, eager: bool) -> Choice:
 
 def _dtype_obstacle(dtype: Any) -> str | None:
     name = tf.as_dtype(dtype).name
-    return None if name in _KERNEL_DTYPES else f"no kernel for {name}"
+    return None if name in fastreg_kernels.DTYPES else f"no kernel for {name}"
 
 
 def in_xla() -> bool:
@@ -164,6 +162,8 @@ def tensor(buffer: NDArray[Any]) -> tf.Tensor:
     """A filled buffer as an eager tensor, without a copy; the buffer is free again once TensorFlow lets go of it."""
     if buffer.size == 0:
         return tf.zeros(buffer.shape, buffer.dtype)
+    if buffer.dtype.name == "bfloat16":  # NumPy cannot name it in DLPack
+        return tf.bitcast(tensor(buffer.view(np.uint16)), tf.bfloat16)
     return tf.experimental.dlpack.from_dlpack(buffer.__dlpack__())
 
 

@@ -6,19 +6,39 @@ import math
 from typing import Any
 
 import numpy as np
+from numba.core.registry import cpu_target
 from numpy.typing import NDArray
 
-DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
-"""The dtypes that have kernels."""
+
+def _has_float16() -> bool:
+    """Whether the processor converts float16 itself; without that, compiled code would call what is not there."""
+    triple, _, features = cpu_target.target_context.codegen().magic_tuple()
+    return not triple.startswith(("x86", "i386", "i686")) or "+f16c" in features
+
+
+_BITS = {"float16": np.dtype(np.uint16), "bfloat16": np.dtype(np.int16)}
+
+DTYPES = ("float32", "float64", "bfloat16", *(("float16",) if _has_float16() else ()))
+"""Names of the dtypes that have kernels. NumPy knows bfloat16 once `ml_dtypes` is imported."""
+
+
+def stored(flat: NDArray[Any]) -> NDArray[Any]:
+    """An array as the kernels take it: half types as the integers that `_vector` knows them by."""
+    bits = _BITS.get(flat.dtype.name)
+    return flat if bits is None else flat.view(bits)
+
+
+def arithmetic_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """The dtype in which elements are computed with, and to which factors are rounded."""
+    return np.dtype(np.float32) if dtype.itemsize < 4 else dtype
 
 
 def flat_input(x: Any) -> NDArray[Any]:
-    """`x` as a read-only view of shape (size,), in memory order.
+    """`x` as a read-only view of shape (size,), in memory order, as the kernels take it.
 
     Always read-only, so that each kernel is compiled for one kind of input and not for two.
     """
-    array = _contiguous(x, "x")
-    flat = array.reshape(-1, order="A").view()
+    flat = stored(_contiguous(x, "x").reshape(-1, order="A")).view()
     flat.flags.writeable = False
     return flat
 
@@ -77,9 +97,8 @@ def row_factors(value: Any, name: str, rows: int) -> NDArray[np.float64]:
 def _contiguous(x: Any, name: str) -> NDArray[Any]:
     if not isinstance(x, np.ndarray):
         raise TypeError(f"Invalid type for argument {name}: expected a NumPy array. Received: {type(x).__name__}")
-    if x.dtype not in DTYPES:
-        expected = " or ".join(str(dtype) for dtype in DTYPES)
-        raise TypeError(f"Invalid dtype for argument {name}: expected {expected}. Received: {x.dtype}")
+    if x.dtype.name not in DTYPES:
+        raise TypeError(f"Invalid dtype for argument {name}: expected {' or '.join(DTYPES)}. Received: {x.dtype}")
     if not (x.flags.c_contiguous or x.flags.f_contiguous):
         raise ValueError(
             f"Invalid layout for argument {name}: expected a contiguous array. Received: shape {x.shape} with strides "

@@ -42,6 +42,16 @@ class _VectorModel(models.PrimitiveModel):  # type: ignore[misc]
 _SCALARS = {types.float32: ir.FloatType(), types.float64: ir.DoubleType()}
 _BITS = {types.float32: ir.IntType(32), types.float64: ir.IntType(64)}
 
+FLOAT16, BFLOAT16 = types.uint16, types.int16
+"""How half types are told apart here, since Numba has neither: by the integer type in which their bits are passed.
+
+They are converted to float32 as they are loaded and rounded to nearest, ties to even, as they are stored."""
+
+
+def arithmetic_type(storage: Any) -> Any:
+    """The Numba type in which elements stored as `storage` are computed with."""
+    return types.float32 if storage in (FLOAT16, BFLOAT16) else storage
+
 
 def _llvm_type(dtype: Any) -> ir.VectorType:
     return ir.VectorType(_SCALARS[dtype], LANES)
@@ -62,8 +72,53 @@ def _element_pointer(context: Any, builder: Any, array_type: Any, array: Any, in
     return builder.gep(data, [index], inbounds=True)
 
 
-def _vector_pointer(builder: Any, pointer: Any, dtype: Any) -> Any:
-    return builder.bitcast(pointer, _llvm_type(dtype).as_pointer())
+def _stored_type(storage: Any) -> Any:
+    return ir.IntType(16) if storage in (FLOAT16, BFLOAT16) else _SCALARS[storage]
+
+
+def _decode(builder: Any, stored: Any, storage: Any) -> Any:
+    """From the bits in memory to a vector to compute with."""
+    if storage == FLOAT16:
+        return builder.fpext(builder.bitcast(stored, ir.VectorType(ir.HalfType(), LANES)), _llvm_type(types.float32))
+    if storage == BFLOAT16:
+        bits = builder.zext(stored, ir.VectorType(ir.IntType(32), LANES))
+        return builder.bitcast(builder.shl(bits, _integers(16)), _llvm_type(types.float32))
+    return stored
+
+
+def _encode(builder: Any, value: Any, storage: Any) -> Any:
+    """The reverse of `_decode`."""
+    if storage == FLOAT16:
+        halves = builder.fptrunc(value, ir.VectorType(ir.HalfType(), LANES))
+        return builder.bitcast(halves, ir.VectorType(ir.IntType(16), LANES))
+    if storage == BFLOAT16:
+        bits = builder.bitcast(value, ir.VectorType(ir.IntType(32), LANES))
+        high = builder.lshr(bits, _integers(16))
+        odd = builder.and_(high, _integers(1))
+        rounded = builder.lshr(builder.add(builder.add(bits, _integers(0x7FFF)), odd), _integers(16))
+        quiet_nan = builder.or_(high, _integers(0x40))  # rounding could carry a NaN over to infinity
+        chosen = builder.select(builder.fcmp_unordered("uno", value, value), quiet_nan, rounded)
+        return builder.trunc(chosen, ir.VectorType(ir.IntType(16), LANES))
+    return value
+
+
+def _apart(builder: Any, halves: Any) -> Any:
+    """The same bits, behind a fence for the compiler.
+
+    LLVM fuses a narrowing conversion with the store after it into one instruction, which is never non-temporal.
+    """
+    floats = ir.VectorType(ir.FloatType(), LANES // 2)
+    fence_type = ir.FunctionType(floats, [floats])
+    fence = cgutils.get_or_insert_function(builder.module, fence_type, f"llvm.arithmetic.fence.v{LANES // 2}f32")
+    return builder.call(fence, [builder.bitcast(halves, floats)])
+
+
+def _integers(number: int) -> ir.Constant:
+    return ir.Constant(ir.VectorType(ir.IntType(32), LANES), [number] * LANES)
+
+
+def _stored_vector(storage: Any) -> ir.VectorType:
+    return ir.VectorType(_stored_type(storage), LANES)
 
 
 @intrinsic
@@ -71,11 +126,12 @@ def load(typingctx, x, i):
     """The vector `x[i : i + LANES]`; any alignment."""
 
     def codegen(context, builder, signature, args):
-        dtype = signature.return_type.dtype
+        storage = signature.args[0].dtype
         pointer = _element_pointer(context, builder, signature.args[0], *args)
-        return builder.load(_vector_pointer(builder, pointer, dtype), align=dtype.bitwidth // 8)
+        typed = builder.bitcast(pointer, _stored_vector(storage).as_pointer())
+        return _decode(builder, builder.load(typed, align=storage.bitwidth // 8), storage)
 
-    return Vector(x.dtype)(x, types.intp), codegen
+    return Vector(arithmetic_type(x.dtype))(x, types.intp), codegen
 
 
 @intrinsic
@@ -83,15 +139,14 @@ def load_first(typingctx, x, i, count):
     """The vector `x[i : i + count]`, filled up with zeros."""
 
     def codegen(context, builder, signature, args):
-        dtype = signature.return_type.dtype
-        padded = cgutils.alloca_once_value(builder, _zeros(dtype))
+        storage = signature.args[0].dtype
+        padded = cgutils.alloca_once_value(builder, ir.Constant(_stored_vector(storage), None))
         source = _element_pointer(context, builder, signature.args[0], *args[:2])
-        target = builder.bitcast(padded, _SCALARS[dtype].as_pointer())
-        with cgutils.for_range(builder, args[2]) as loop:
-            builder.store(builder.load(builder.gep(source, [loop.index])), builder.gep(target, [loop.index]))
-        return builder.load(padded)
+        target = builder.bitcast(padded, _stored_type(storage).as_pointer())
+        _copy(builder, source, target, args[2])
+        return _decode(builder, builder.load(padded), storage)
 
-    return Vector(x.dtype)(x, types.intp, types.intp), codegen
+    return Vector(arithmetic_type(x.dtype))(x, types.intp, types.intp), codegen
 
 
 @intrinsic
@@ -99,12 +154,13 @@ def store(typingctx, out, i, v):
     """`out[i : i + LANES] = v`; any alignment."""
 
     def codegen(context, builder, signature, args):
-        dtype = signature.args[0].dtype
+        storage = signature.args[0].dtype
         pointer = _element_pointer(context, builder, signature.args[0], *args[:2])
-        builder.store(args[2], _vector_pointer(builder, pointer, dtype), align=dtype.bitwidth // 8)
+        typed = builder.bitcast(pointer, _stored_vector(storage).as_pointer())
+        builder.store(_encode(builder, args[2], storage), typed, align=storage.bitwidth // 8)
         return context.get_dummy_value()
 
-    return types.void(out, types.intp, Vector(out.dtype)), codegen
+    return types.void(out, types.intp, v), codegen
 
 
 @intrinsic
@@ -115,15 +171,18 @@ def stream(typingctx, out, i, v):
     """
 
     def codegen(context, builder, signature, args):
-        dtype = signature.args[0].dtype
+        storage = signature.args[0].dtype
         pointer = _element_pointer(context, builder, signature.args[0], *args[:2])
-        align = min(STREAM_ALIGNMENT, LANES * dtype.bitwidth // 8)
-        instruction = builder.store(args[2], _vector_pointer(builder, pointer, dtype), align=align)
+        stored = _encode(builder, args[2], storage)
+        if storage in (FLOAT16, BFLOAT16):
+            stored = _apart(builder, stored)
+        align = min(STREAM_ALIGNMENT, LANES * storage.bitwidth // 8)
+        instruction = builder.store(stored, builder.bitcast(pointer, stored.type.as_pointer()), align=align)
         one = builder.module.add_metadata([ir.Constant(ir.IntType(32), 1)])
         instruction.set_metadata("nontemporal", one)
         return context.get_dummy_value()
 
-    return types.void(out, types.intp, Vector(out.dtype)), codegen
+    return types.void(out, types.intp, v), codegen
 
 
 @intrinsic
@@ -131,14 +190,18 @@ def store_first(typingctx, out, i, v, count):
     """`out[i : i + count] = v[:count]`."""
 
     def codegen(context, builder, signature, args):
-        dtype = signature.args[0].dtype
-        source = builder.bitcast(cgutils.alloca_once_value(builder, args[2]), _SCALARS[dtype].as_pointer())
-        target = _element_pointer(context, builder, signature.args[0], *args[:2])
-        with cgutils.for_range(builder, args[3]) as loop:
-            builder.store(builder.load(builder.gep(source, [loop.index])), builder.gep(target, [loop.index]))
+        storage = signature.args[0].dtype
+        stored = cgutils.alloca_once_value(builder, _encode(builder, args[2], storage))
+        source = builder.bitcast(stored, _stored_type(storage).as_pointer())
+        _copy(builder, source, _element_pointer(context, builder, signature.args[0], *args[:2]), args[3])
         return context.get_dummy_value()
 
-    return types.void(out, types.intp, Vector(out.dtype), types.intp), codegen
+    return types.void(out, types.intp, v, types.intp), codegen
+
+
+def _copy(builder: Any, source: Any, target: Any, count: Any) -> None:
+    with cgutils.for_range(builder, count) as loop:
+        builder.store(builder.load(builder.gep(source, [loop.index])), builder.gep(target, [loop.index]))
 
 
 @intrinsic
@@ -188,17 +251,16 @@ def total(typingctx, v):
 
 
 @intrinsic
-def sign(typingctx, v):
-    """1 where `v > 0`, -1 where `v < 0`, and `v` itself where it is ±0 or NaN."""
+def signed(typingctx, magnitude, v):
+    """`magnitude * sign(v)` for a non-negative scalar; where `v` is ±0 or NaN, `magnitude * v`."""
 
     def codegen(context, builder, signature, args):
         dtype = signature.return_type.dtype
-        value, zero = args[0], _zeros(dtype)
-        one, minus_one = (ir.Constant(_llvm_type(dtype), [number] * LANES) for number in (1.0, -1.0))
-        rest = builder.select(builder.fcmp_ordered("<", value, zero), minus_one, value)
-        return builder.select(builder.fcmp_ordered(">", value, zero), one, rest)
+        scalar, value = _splat(builder, args[0]), args[1]
+        nonzero = builder.fcmp_ordered("!=", value, _zeros(dtype))
+        return builder.select(nonzero, _copysign(builder, scalar, value, dtype), builder.fmul(scalar, value))
 
-    return v(v), codegen
+    return v(v.dtype, v), codegen
 
 
 @intrinsic
@@ -207,14 +269,18 @@ def soft_threshold(typingctx, magnitude, v):
 
     def codegen(context, builder, signature, args):
         dtype = signature.return_type.dtype
-        bits = ir.VectorType(_BITS[dtype], LANES)
-        sign_bit = ir.Constant(bits, [1 << (dtype.bitwidth - 1)] * LANES)
-        sign = builder.and_(builder.bitcast(args[1], bits), sign_bit)
-        with_sign = builder.bitcast(builder.or_(builder.bitcast(args[0], bits), sign), _llvm_type(dtype))
+        with_sign = _copysign(builder, args[0], args[1], dtype)
         vanishes = builder.fcmp_ordered("<=", args[0], _zeros(dtype))
         return builder.select(vanishes, _zeros(dtype), with_sign)
 
     return v(v, v), codegen
+
+
+def _copysign(builder: Any, magnitude: Any, value: Any, dtype: Any) -> Any:
+    bits = ir.VectorType(_BITS[dtype], LANES)
+    sign_bit = ir.Constant(bits, [1 << (dtype.bitwidth - 1)] * LANES)
+    sign = builder.and_(builder.bitcast(value, bits), sign_bit)
+    return builder.bitcast(builder.xor(builder.bitcast(magnitude, bits), sign), _llvm_type(dtype))
 
 
 @intrinsic

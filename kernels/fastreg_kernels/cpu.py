@@ -21,7 +21,7 @@ from fastreg_kernels._vector import (
     fence,
     load,
     load_first,
-    sign,
+    signed,
     soft_threshold,
     store,
     store_first,
@@ -46,7 +46,7 @@ def forward(x: NDArray[Any]) -> NDArray[np.float64]:
 
     Parameters
     ----------
-    x : ndarray of float32 or float64
+    x : ndarray of float32, float64, float16 or bfloat16
         Any contiguous shape, empty and 0-d too.
 
     Returns
@@ -74,7 +74,7 @@ def backward(
 
     Parameters
     ----------
-    x : ndarray of float32 or float64
+    x : ndarray of float32, float64, float16 or bfloat16
         Any contiguous shape.
     l1, l2 : float
         Non-negative factors. A factor of zero skips its term, so that an infinite weight does not become NaN.
@@ -88,7 +88,8 @@ def backward(
     -------
     ndarray
         `upstream * (l1 * sign(x) + 2 * l2 * x)`, in the dtype of `x`, with sign(0) = 0. The two coefficients are
-        computed in float64 and rounded once.
+        computed in float64 and rounded once, to float32 for the half types; these are computed in float32 and rounded
+        to nearest at the end.
 
     Raises
     ------
@@ -96,8 +97,11 @@ def backward(
         If an argument has another type, dtype, shape, layout or range, or if `out` overlaps `x` in part.
     """
     flat = _arrays.flat_input(x)
-    gradient, terms = _arrays.output(x, out), _terms(flat.dtype, l1, l2, upstream)
-    _launch(_gradient, _gradient_parallel, flat.size, flat, *_written(gradient, x), *terms)
+    gradient, terms = _arrays.output(x, out), _terms(x, l1, l2, upstream)
+    if terms == (None, None):
+        gradient.fill(0)
+    else:
+        _launch(_gradient, _gradient_parallel, flat.size, flat, *_written(gradient, x), *terms)
     return gradient
 
 
@@ -112,7 +116,11 @@ def forward_backward(
         `([sum(|x|), sum(x²)], gradient)`.
     """
     flat = _arrays.flat_input(x)
-    gradient, terms = _arrays.output(x, out), _terms(flat.dtype, l1, l2, upstream)
+    gradient, terms = _arrays.output(x, out), _terms(x, l1, l2, upstream)
+    if terms == (None, None):
+        sums = forward(x)  # before the gradient, which may be x itself, is filled
+        gradient.fill(0)
+        return sums, gradient
     partials = _partials(flat)
     _launch(_both, _both_parallel, flat.size, flat, partials, *_written(gradient, x), *terms)
     return _fold(partials), gradient
@@ -123,10 +131,10 @@ def shrink(x: NDArray[Any], scale: Any, threshold: Any, out: NDArray[Any] | None
 
     Parameters
     ----------
-    x : ndarray of float32 or float64
+    x : ndarray of float32, float64, float16 or bfloat16
         Any contiguous shape; C order and at least one dimension if `scale` or `threshold` has a value per row.
     scale, threshold : float, 0-d array, or ndarray of shape (x.shape[0],)
-        Non-negative and finite, for all of `x` or one per row. They are rounded once to the dtype of `x`. A scale of
+        Non-negative and finite, for all of `x` or one per row. They are rounded once to the dtype of `x`, or to float32 for the half types. A scale of
         zero skips its term.
     out : ndarray, optional
         As for `backward`; `out=x` works in place.
@@ -142,17 +150,17 @@ def shrink(x: NDArray[Any], scale: Any, threshold: Any, out: NDArray[Any] | None
         As for `backward`.
     """
     flat = _arrays.flat_input(x)
-    result = _arrays.output(x, out)
+    result, dtype = _arrays.output(x, out), _arrays.arithmetic_dtype(x.dtype)
     if np.ndim(scale) == 0 and np.ndim(threshold) == 0:
-        a, b = (flat.dtype.type(_arrays.factor(v, n)) for v, n in ((scale, "scale"), (threshold, "threshold")))
+        a, b = (dtype.type(_arrays.factor(v, n)) for v, n in ((scale, "scale"), (threshold, "threshold")))
         _launch(_shrink, _shrink_parallel, flat.size, flat, *_written(result, x), a, b)
         return result
     if x.ndim == 0 or not x.flags.c_contiguous:
         raise ValueError("Invalid layout for argument x: factors per row expect rows in C order.")
     rows = x.shape[0]
-    a, b = (_arrays.row_factors(v, n, rows).astype(x.dtype) for v, n in ((scale, "scale"), (threshold, "threshold")))
+    a, b = (_arrays.row_factors(v, n, rows).astype(dtype) for v, n in ((scale, "scale"), (threshold, "threshold")))
     if flat.size:
-        _launch(_shrink_rows, _shrink_rows_parallel, flat.size, flat, result.reshape(-1), a, b)
+        _launch(_shrink_rows, _shrink_rows_parallel, flat.size, flat, _arrays.stored(result.reshape(-1)), a, b)
     return result
 
 
@@ -175,37 +183,43 @@ def _partials(flat: NDArray[Any]) -> NDArray[np.float64]:
     return np.empty((_blocks(flat.size), 2))
 
 
-def _terms(dtype: np.dtype[Any], l1: float, l2: float, upstream: Any) -> tuple[Any, Any, bool, bool]:
-    """The gradient's coefficients in the dtype of the arithmetic, and which of its terms there are."""
+def _terms(x: NDArray[Any], l1: float, l2: float, upstream: Any) -> tuple[Any, Any]:
+    """The coefficients of the gradient's terms, in the dtype of the arithmetic; None for a term that is skipped.
+
+    A kernel is compiled for each combination of terms, and so holds no branch for those it does not have.
+    """
+    dtype = _arrays.arithmetic_dtype(x.dtype)
     l1, l2 = _arrays.factor(l1, "l1"), _arrays.factor(l2, "l2")
     scale = _arrays.scalar(upstream, "upstream")
-    with np.errstate(over="ignore"):  # beyond the range of x's dtype, infinity is the right coefficient
-        return dtype.type(scale * l1), dtype.type(scale * 2.0 * l2), l1 != 0.0, l2 != 0.0
+    with np.errstate(over="ignore"):  # beyond the range of the dtype, infinity is the right coefficient
+        return None if l1 == 0.0 else dtype.type(scale * l1), None if l2 == 0.0 else dtype.type(scale * 2.0 * l2)
 
 
-def _written(result: NDArray[Any], x: NDArray[Any]) -> tuple[NDArray[Any], bool]:
-    """The result as the kernels take it, and whether to write it past the caches."""
-    flat = result.reshape(-1, order="A")
+def _written(result: NDArray[Any], x: NDArray[Any]) -> tuple[NDArray[Any], bool | None]:
+    """The result as the kernels take it, and True if it is to be written past the caches, else None.
+
+    None rather than False, for Numba compiles a version of a kernel for each type.
+    """
+    flat = _arrays.stored(result.reshape(-1, order="A"))
     address = flat.__array_interface__["data"][0]
     in_place = address == x.__array_interface__["data"][0]  # then each line is in the cache already
-    return flat, flat.nbytes >= STREAM_MIN_BYTES and not in_place and address % STREAM_ALIGNMENT == 0
+    streamed = flat.nbytes >= STREAM_MIN_BYTES and not in_place and address % STREAM_ALIGNMENT == 0
+    return flat, True if streamed else None
 
 
 @jit
 def _accumulate(v, sum_abs, sum_sq):
-    wide = widen(v)
-    return sum_abs + abs(wide), sum_sq + wide * wide
+    magnitude = widen(abs(v))
+    return sum_abs + magnitude, sum_sq + magnitude * magnitude
 
 
 @jit
-def _derivative(v, l1, l2, has_l1, has_l2):
-    if has_l1 and has_l2:
-        return l1 * sign(v) + l2 * v
-    if has_l1:
-        return l1 * sign(v)
-    if has_l2:
+def _derivative(v, l1, l2):
+    if l2 is None:
+        return signed(l1, v)
+    if l1 is None:
         return l2 * v
-    return v - v
+    return signed(l1, v) + l2 * v
 
 
 @jit
@@ -216,10 +230,10 @@ def _soft(v, scale, threshold):
 
 @jit
 def _put(out, i, v, streamed):
-    if streamed:
-        stream(out, i, v)
-    else:
+    if streamed is None:
         store(out, i, v)
+    else:
+        stream(out, i, v)
 
 
 @jit
@@ -244,34 +258,34 @@ def _sums(first, last, x, partials):
 
 
 @jit
-def _gradient(first, last, x, out, streamed, l1, l2, has_l1, has_l2):
+def _gradient(first, last, x, out, streamed, l1, l2):
     for block in range(first, last):
         start, tail, stop = _block(block, x.size)
         for i in range(start, tail, LANES):
-            _put(out, i, _derivative(load(x, i), l1, l2, has_l1, has_l2), streamed)
+            _put(out, i, _derivative(load(x, i), l1, l2), streamed)
         if tail < stop:
             v = load_first(x, tail, stop - tail)
-            store_first(out, tail, _derivative(v, l1, l2, has_l1, has_l2), stop - tail)
-    if streamed:
+            store_first(out, tail, _derivative(v, l1, l2), stop - tail)
+    if streamed is not None:
         fence()
 
 
 @jit
-def _both(first, last, x, partials, out, streamed, l1, l2, has_l1, has_l2):
+def _both(first, last, x, partials, out, streamed, l1, l2):
     for block in range(first, last):
         start, tail, stop = _block(block, x.size)
         sum_abs, sum_sq = zeros(), zeros()
         for i in range(start, tail, LANES):
             v = load(x, i)
             sum_abs, sum_sq = _accumulate(v, sum_abs, sum_sq)
-            _put(out, i, _derivative(v, l1, l2, has_l1, has_l2), streamed)
+            _put(out, i, _derivative(v, l1, l2), streamed)
         if tail < stop:
             v = load_first(x, tail, stop - tail)
             sum_abs, sum_sq = _accumulate(v, sum_abs, sum_sq)
-            store_first(out, tail, _derivative(v, l1, l2, has_l1, has_l2), stop - tail)
+            store_first(out, tail, _derivative(v, l1, l2), stop - tail)
         partials[block, 0] = total(sum_abs)
         partials[block, 1] = total(sum_sq)
-    if streamed:
+    if streamed is not None:
         fence()
 
 
@@ -287,7 +301,7 @@ def _shrink_span(start, stop, x, out, streamed, scale, threshold):
 @jit
 def _shrink(first, last, x, out, streamed, scale, threshold):
     _shrink_span(first * BLOCK, min(last * BLOCK, x.size), x, out, streamed, scale, threshold)
-    if streamed:
+    if streamed is not None:
         fence()
 
 
@@ -296,7 +310,7 @@ def _shrink_rows(first, last, x, out, scale, threshold):
     width = x.size // scale.size
     # Rows are cut at block boundaries, as everything is: a row goes to whoever has its first element.
     for row in range(-(-first * BLOCK // width), min(-(-last * BLOCK // width), scale.size)):
-        _shrink_span(row * width, (row + 1) * width, x, out, False, scale[row], threshold[row])
+        _shrink_span(row * width, (row + 1) * width, x, out, None, scale[row], threshold[row])
 
 
 @parallel_jit
@@ -306,17 +320,17 @@ def _sums_parallel(threads, blocks, x, partials):
 
 
 @parallel_jit
-def _gradient_parallel(threads, blocks, x, out, streamed, l1, l2, has_l1, has_l2):
+def _gradient_parallel(threads, blocks, x, out, streamed, l1, l2):
     for t in prange(threads):
         first, last = t * blocks // threads, (t + 1) * blocks // threads
-        _gradient(first, last, x, out, streamed, l1, l2, has_l1, has_l2)
+        _gradient(first, last, x, out, streamed, l1, l2)
 
 
 @parallel_jit
-def _both_parallel(threads, blocks, x, partials, out, streamed, l1, l2, has_l1, has_l2):
+def _both_parallel(threads, blocks, x, partials, out, streamed, l1, l2):
     for t in prange(threads):
         first, last = t * blocks // threads, (t + 1) * blocks // threads
-        _both(first, last, x, partials, out, streamed, l1, l2, has_l1, has_l2)
+        _both(first, last, x, partials, out, streamed, l1, l2)
 
 
 @parallel_jit
