@@ -81,13 +81,20 @@ def _kernel_penalty(x: tf.Tensor, l1: float, l2: float) -> tf.Tensor:
     def gradient(x: tf.Tensor, upstream: tf.Tensor, ahead: tf.Tensor | None, assumed: tf.Tensor | None) -> tf.Tensor:
         @tf.custom_gradient
         def differentiable(x: tf.Tensor, upstream: tf.Tensor) -> Any:
-            computed_ahead = [] if ahead is None else [ahead, assumed]
-            (result,) = _bridge.call(kernels.gradient, [x, upstream, *computed_ahead], [x.shape], [x.dtype])
+            def computed() -> tf.Tensor:
+                return _bridge.call(kernels.gradient, [x, upstream], [x.shape], [x.dtype])[0]
 
             def second_order(v: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
                 direction = _plain_gradient(x, tf.ones((), x.dtype), l1, l2)
                 return upstream * tf.cast(2.0 * l2, x.dtype) * v, tf.reduce_sum(v * direction)
 
+            if ahead is None:
+                return computed(), second_order
+            as_assumed = tf.cast(upstream, tf.float64) == assumed
+            if tf.executing_eagerly():
+                return ahead if as_assumed else computed(), second_order
+            result = tf.cond(as_assumed, lambda: ahead, computed)
+            result.set_shape(x.shape)  # that of `ahead` is unknown: it is empty where nothing was computed ahead
             return result, second_order
 
         return differentiable(x, upstream)
@@ -98,14 +105,14 @@ def _kernel_penalty(x: tf.Tensor, l1: float, l2: float) -> tf.Tensor:
 class _PenaltyKernels:
     """The callbacks of one penalty in one traced function.
 
-    In training, value and gradient are computed in one read of x: the forward writes the gradient as well, with the
-    upstream gradient that the last two steps had, and the backward hands it over if it is asked for just that one. If
-    not, it computes its own. Both come to the backward as tensors, so that concurrent runs cannot mix them up.
+    In training, value and gradient are computed in one read of x: the forward writes the gradient as well, assuming the
+    upstream gradient of the last two backwards, and the backward hands it over if it has the same. If not, it computes
+    its own. Both come to the backward as tensors, so that concurrent runs cannot mix them up.
     """
 
     def __init__(self, l1: float, l2: float) -> None:
         self._l1, self._l2 = l1, l2
-        self._upstreams = (math.nan, math.nan)  # of the last two backwards; NaN equals nothing
+        self._upstreams = (math.nan, math.nan)  # of the last two gradients not computed ahead; NaN equals nothing
 
     def value(self, x: tf.Tensor) -> tuple[tf.Tensor]:
         if not _bridge.on_host(x):
@@ -123,13 +130,9 @@ class _PenaltyKernels:
         _bridge.statistics.count_kernel_call()
         return self._weighted(sums, x.dtype), _bridge.tensor(ahead), tf.constant(last, tf.float64)
 
-    def gradient(
-        self, x: tf.Tensor, upstream: tf.Tensor, ahead: tf.Tensor | None = None, assumed: tf.Tensor | None = None
-    ) -> tuple[tf.Tensor]:
+    def gradient(self, x: tf.Tensor, upstream: tf.Tensor) -> tuple[tf.Tensor]:
         scale = float(upstream)
         self._upstreams = (self._upstreams[1], scale)
-        if assumed is not None and float(assumed) == scale:
-            return (ahead,)
         if not _bridge.on_host(x):
             return (_plain_gradient(x, upstream, self._l1, self._l2),)
         array = _bridge.host_array(x)

@@ -10,7 +10,8 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import prange
+from numba import prange, types
+from numba.extending import overload
 from numpy.typing import NDArray
 
 from fastreg_kernels import _arrays, _threads
@@ -134,8 +135,8 @@ def shrink(x: NDArray[Any], scale: Any, threshold: Any, out: NDArray[Any] | None
     x : ndarray of float32, float64, float16 or bfloat16
         Any contiguous shape; C order and at least one dimension if `scale` or `threshold` has a value per row.
     scale, threshold : float, 0-d array, or ndarray of shape (x.shape[0],)
-        Non-negative and finite, for all of `x` or one per row. They are rounded once to the dtype of `x`, or to float32 for the half types. A scale of
-        zero skips its term.
+        Non-negative and finite, for all of `x` or one per row. They are rounded once to the dtype of `x`, or to
+        float32 for the half types. A scale of zero skips its term.
     out : ndarray, optional
         As for `backward`; `out=x` works in place.
 
@@ -213,13 +214,18 @@ def _accumulate(v, sum_abs, sum_sq):
     return sum_abs + magnitude, sum_sq + magnitude * magnitude
 
 
-@jit
 def _derivative(v, l1, l2):
-    if l2 is None:
-        return signed(l1, v)
-    if l1 is None:
-        return l2 * v
-    return signed(l1, v) + l2 * v
+    """`l1 * sign(v) + l2 * v` without the terms whose coefficient is None."""
+    raise NotImplementedError  # compiled code only: see below
+
+
+@overload(_derivative)
+def _derivative_of_terms(v, l1, l2):
+    if isinstance(l1, types.NoneType):
+        return lambda v, l1, l2: l2 * v
+    if isinstance(l2, types.NoneType):
+        return lambda v, l1, l2: signed(l1, v)
+    return lambda v, l1, l2: signed(l1, v) + l2 * v
 
 
 @jit
