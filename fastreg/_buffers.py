@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import sys
 import threading
+import weakref
 from typing import Any
 
 import numpy as np
@@ -39,6 +40,8 @@ class BufferPool:
         self._blocks: list[_Block] = []
         self._last_used: list[int] = []
         self._requests = 0
+        self._owners: dict[int, weakref.finalize[Any, Any]] = {}
+        self._clear_due = False
 
     def take(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
         """An uninitialised, C-contiguous array of this shape and dtype that starts at a multiple of `ALIGNMENT`."""
@@ -52,18 +55,47 @@ class BufferPool:
                 self._last_used.append(self._requests)
             start = -block.ctypes.data % ALIGNMENT
             # The view is made under the lock: from here on the block counts as held.
-            return block[start : start + size].view(dtype).reshape(shape)
+            result = block[start : start + size].view(dtype).reshape(shape)
+            if self._clear_due:
+                self._forget_all()
+            return result
 
     def clear(self) -> None:
         """Give the memory of all free blocks back. Blocks in use go when their last holder does."""
         with self._lock:
-            self._blocks.clear()
-            self._last_used.clear()
+            self._forget_all()
+
+    def clear_after(self, owner: Any) -> None:
+        """Clear the pool when `owner`, a variable that is penalised, is garbage-collected: its model is gone.
+
+        What other models still need they ask for again.
+        """
+        known = self._owners.get(id(owner))
+        if known is None or not known.alive:
+            self._owners[id(owner)] = finalizer = weakref.finalize(owner, self._owner_is_gone, id(owner))
+            finalizer.atexit = False
 
     def nbytes(self) -> int:
         """Bytes held for reuse, in use or not."""
         with self._lock:
             return sum(block.nbytes for block in self._blocks)
+
+    def _owner_is_gone(self, key: int) -> None:
+        self._owners.pop(key, None)
+        # The garbage collector may call this anywhere, also where this very thread holds the lock: then whoever holds
+        # it clears.
+        if self._lock.acquire(blocking=False):
+            try:
+                self._forget_all()
+            finally:
+                self._lock.release()
+        else:
+            self._clear_due = True
+
+    def _forget_all(self) -> None:
+        self._clear_due = False
+        self._blocks.clear()
+        self._last_used.clear()
 
     def _find(self, size: int) -> _Block | None:
         best = None

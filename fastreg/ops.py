@@ -7,10 +7,11 @@ import math
 from typing import Any
 
 import fastreg_kernels
+import keras
 import numpy as np
 import tensorflow as tf
 
-from fastreg import _bridge, _validation
+from fastreg import _bridge, _buffers, _validation
 
 
 def l1_l2_penalty(x: Any, l1: float = 0.0, l2: float = 0.0) -> tf.Tensor:
@@ -40,12 +41,14 @@ def l1_l2_penalty(x: Any, l1: float = 0.0, l2: float = 0.0) -> tf.Tensor:
         If a factor is negative or not finite.
     """
     l1, l2 = _validation.factor(l1, "l1"), _validation.factor(l2, "l2")
-    x = _validation.floating_tensor(x)
+    variable, x = x, _validation.floating_tensor(x)
     if l1 == 0.0 and l2 == 0.0:
         return tf.zeros((), x.dtype)
     bridge = _bridge.choose(x).bridge
     if bridge == "tensorflow":
         return _plain_value(x, l1, l2)
+    if isinstance(variable, (keras.Variable, tf.Variable)):
+        _buffers.pool.clear_after(variable)
     if bridge == "py_function":
         return _kernel_penalty(x, l1, l2)
     return tf.cond(
