@@ -1,8 +1,11 @@
 """Compiled penalty kernels on plain arrays; needs NumPy and Numba only."""
 
 from fastreg_kernels._arrays import DTYPES
+from fastreg_kernels._jit import load_numba
 from fastreg_kernels._threads import get_num_threads, set_num_threads, threading_layer
 from fastreg_kernels.cpu import backward, forward, forward_backward, shrink
+
+load_numba()
 
 __all__ = [
     "DTYPES",

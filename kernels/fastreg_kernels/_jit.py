@@ -13,6 +13,7 @@ from typing import Any
 
 import numba
 from numba.core import config
+from numba.core.registry import cpu_target
 
 _FLAGS = {"nogil": True, "error_model": "numpy"}
 """`nogil`: other Python threads run while a kernel does. No `fastmath`: it would let the compiler reorder sums and
@@ -27,6 +28,12 @@ def jit(function: Callable[..., Any]) -> Any:
 def parallel_jit(function: Callable[..., Any]) -> Any:
     """Compile a function whose `prange` loops run on Numba's threads."""
     return _compile(function, parallel=True)
+
+
+def load_numba() -> None:
+    """Have Numba load what it otherwise loads in the middle of the first kernel call."""
+    cpu_target.typing_context.refresh()
+    cpu_target.target_context.refresh()
 
 
 def cache_folder() -> Path | None:
