@@ -1,0 +1,317 @@
+"""What the tests of the Keras-facing package share: the bridge each runs on, models to train, and new processes."""
+
+import os
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import functools
+import gc
+import subprocess
+import sys
+import textwrap
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from keras import layers
+
+import fastreg
+from fastreg import _bridge
+
+STEPS_PER_EPOCH, EPOCHS, BATCH = 8, 7, 8
+
+gc.freeze()  # what is imported by now stays: the collections of the tests need not look at it
+
+
+@pytest.fixture(autouse=True)
+def fresh_state():
+    """Settings, policies and seeds as in a new process, before and after each test."""
+    bridge = fastreg.get_bridge()
+    _bridge._warned.clear()
+    keras.utils.set_random_seed(1)
+    yield
+    fastreg.set_bridge(bridge)
+    fastreg.set_crossover(None)
+    keras.config.set_dtype_policy("float32")
+
+
+class Bridge:
+    """The bridge that a test runs on, and the check that it really served.
+
+    On a forced bridge a test that used no kernel fails, unless it said that TensorFlow's ops would serve and why; then
+    a test that did use one, or whose choices do not give that reason, fails.
+    """
+
+    def __init__(self, name):
+        fastreg.set_bridge(name)
+        self.name, self.forced = name, name == "py_function"
+        self._calls, self._choices, self._reason = fastreg.info()["kernel_calls"], _choices(), None
+
+    def kernel_calls(self):
+        return fastreg.info()["kernel_calls"] - self._calls
+
+    def reasons(self):
+        """Why which bridge was chosen since the test began, as a set of pairs (bridge, reason)."""
+        return set(_choices() - self._choices)
+
+    def falls_back(self, reason):
+        """Expect TensorFlow's ops, and within the context that is returned the one warning of a forced bridge."""
+        self._reason = reason
+        if self.forced:
+            return pytest.warns(RuntimeWarning, match=reason)
+        return pytest.MonkeyPatch.context()  # any context that does nothing
+
+    def check(self):
+        if not self.forced:
+            return
+        if self._reason is None:
+            assert self.kernel_calls() > 0, "no kernel ran on the forced bridge"
+        else:
+            assert self.kernel_calls() == 0
+            assert any(b == "tensorflow" and self._reason in reason for b, reason in self.reasons()), self.reasons()
+
+
+def _choices():
+    return Counter({(entry["bridge"], entry["reason"]): entry["count"] for entry in fastreg.info()["choices"]})
+
+
+@pytest.fixture(params=["py_function", "auto"])
+def bridge(request, fresh_state):
+    """Runs a test twice: on kernels whatever the size, and as users get them."""
+    chosen = Bridge(request.param)
+    yield chosen
+    chosen.check()
+
+
+@pytest.fixture
+def forced(fresh_state):
+    """For tests about the kernels' own path."""
+    chosen = Bridge("py_function")
+    yield chosen
+    chosen.check()
+
+
+@pytest.fixture(scope="session")
+def run_python():
+    """Run code in a new process and return what it printed."""
+
+    def run(code, *arguments, ok=True, **environment):
+        completed = subprocess.run(
+            [sys.executable, "-c", textwrap.dedent(code), *map(str, arguments)],
+            capture_output=True,
+            text=True,
+            timeout=200,
+            env=os.environ | environment,
+        )
+        if ok:
+            assert completed.returncode == 0, completed.stderr[-4000:]
+            return completed.stdout
+        assert completed.returncode != 0, completed.stdout
+        return completed.stderr
+
+    return run
+
+
+@keras.saving.register_keras_serializable(package="tests")
+class GatedLayer(layers.Layer):
+    """An LSTM as users write their own: weights from add_weight, each with its regularizer."""
+
+    def __init__(self, units, kernel_regularizer=None, recurrent_regularizer=None, bias_regularizer=None, **options):
+        super().__init__(**options)
+        self.units = units
+        self.kernel_regularizer = keras.regularizers.get(kernel_regularizer)
+        self.recurrent_regularizer = keras.regularizers.get(recurrent_regularizer)
+        self.bias_regularizer = keras.regularizers.get(bias_regularizer)
+
+    def build(self, shape):
+        width = 4 * self.units
+        self.kernel = self.add_weight((shape[-1], width), "glorot_uniform", regularizer=self.kernel_regularizer)
+        self.recurrent = self.add_weight((self.units, width), "orthogonal", regularizer=self.recurrent_regularizer)
+        self.bias = self.add_weight((width,), "ones", regularizer=self.bias_regularizer)
+
+    def call(self, x):
+        state = output = keras.ops.zeros((keras.ops.shape(x)[0], self.units), x.dtype)
+        for step in range(x.shape[1]):
+            gates = keras.ops.matmul(x[:, step], self.kernel) + keras.ops.matmul(output, self.recurrent) + self.bias
+            keep, write, read, new = keras.ops.split(gates, 4, axis=-1)
+            state = keras.ops.sigmoid(keep) * state + keras.ops.sigmoid(write) * keras.ops.tanh(new)
+            output = keras.ops.sigmoid(read) * keras.ops.tanh(state)
+        return output
+
+
+class Subclassed(keras.Model):
+    """Layers as attributes, a weight of its own, and a penalty of outputs."""
+
+    def __init__(self, penalties):
+        super().__init__()
+        self.hidden = layers.Dense(16, "tanh", kernel_regularizer=penalties.L2(0.02))
+        self.head = layers.Dense(1, activity_regularizer=penalties.L1(0.003))
+        self.scale = self.add_weight((12,), "ones", regularizer=penalties.L1L2(0.001, 0.01), name="scale")
+
+    def call(self, x):
+        return self.head(self.hidden(x * self.scale))
+
+
+def _sequential(p):
+    regularizers = {"kernel_regularizer": p.L1L2(1e-4, 0.02), "bias_regularizer": p.L2(0.01)}
+    hidden = layers.Dense(16, "relu", bias_initializer="ones", **regularizers)
+    return keras.Sequential([keras.Input((12,)), hidden, layers.Dense(1, kernel_regularizer=p.L1(0.001))])
+
+
+def _embedding(p, rows=50):
+    tokens = keras.Input((6,), dtype="int32")
+    embedded = layers.Embedding(rows, 8, embeddings_regularizer=p.L1L2(1e-5, 0.01))(tokens)
+    return keras.Model(tokens, layers.Dense(1)(layers.GlobalAveragePooling1D()(embedded)))
+
+
+def _large(p):
+    return _embedding(p, rows=fastreg.info()["crossover"]["graph"] // 8 + 1)
+
+
+def _lstm(p):
+    regularizers = {"kernel_regularizer": p.L2(0.01), "recurrent_regularizer": p.L1(1e-4)}
+    return keras.Sequential(
+        [keras.Input((5, 4)), layers.LSTM(8, bias_regularizer=p.L1L2(1e-4, 0.01), **regularizers), layers.Dense(1)]
+    )
+
+
+def _custom(p):
+    regularizers = {"kernel_regularizer": p.L2(0.01), "recurrent_regularizer": p.L1(1e-4)}
+    gated = GatedLayer(8, bias_regularizer=p.L1L2(1e-4, 0.01), **regularizers)
+    return keras.Sequential([keras.Input((5, 4)), gated, layers.Dense(1)])
+
+
+def _convolution(p):
+    deep = layers.DepthwiseConv2D(3, depthwise_regularizer=p.L1(1e-4), activity_regularizer=p.L2(1e-4))
+    stack = [layers.Conv2D(6, 3, activation="relu", kernel_regularizer=p.L2(0.01)), deep, layers.Flatten()]
+    return keras.Sequential([keras.Input((8, 8, 3)), *stack, layers.Dense(1)])
+
+
+def _activity(p):
+    first = layers.Dense(8, "tanh", activity_regularizer=p.L2(0.02))
+    penalised = layers.ActivityRegularization(l1=1e-3) if p is keras.regularizers else layers.ActivityRegularization()
+    if p is not keras.regularizers:
+        penalised.activity_regularizer = p.L1L2(1e-3, 0.0)
+    return keras.Sequential([keras.Input((12,)), first, penalised, layers.Dense(1, activity_regularizer=p.L1(0.003))])
+
+
+def _shared(p):
+    x = keras.Input((12,))
+    shared, frozen = (
+        layers.Dense(12, "tanh", kernel_regularizer=p.L2(0.02)),
+        layers.Dense(12, kernel_regularizer=p.L1()),
+    )
+    frozen.trainable = False
+    return keras.Model(x, layers.Dense(1)(shared(frozen(shared(x)))))
+
+
+def _lora(p):
+    adapted = layers.Dense(16, "tanh", kernel_regularizer=p.L2(0.02))
+    model = keras.Sequential([keras.Input((12,)), adapted, layers.Dense(1)])
+    adapted.enable_lora(2)
+    return model
+
+
+MODELS = {
+    "sequential": (_sequential, "numbers"),
+    "embedding": (_embedding, "tokens"),
+    "large": (_large, "tokens"),
+    "lstm": (_lstm, "series"),
+    "custom": (_custom, "series"),
+    "convolution": (_convolution, "images"),
+    "activity": (_activity, "numbers"),
+    "shared": (_shared, "numbers"),
+    "lora": (_lora, "numbers"),
+    "subclassed": (Subclassed, "numbers"),
+}
+
+
+@functools.cache
+def _data(kind):
+    generator = np.random.default_rng(3)
+    n = BATCH * STEPS_PER_EPOCH - 3  # the last batch is smaller
+    x = generator.normal(size=(n, *{"numbers": (12,), "tokens": (6,), "series": (5, 4), "images": (8, 8, 3)}[kind]))
+    if kind == "tokens":
+        x = generator.integers(0, 50, x.shape)
+    if kind == "images":
+        x *= 0.3
+    return x.astype("int32" if kind == "tokens" else "float32"), generator.normal(size=(n, 1)).astype("float32")
+
+
+class Trainer:
+    """Builds and trains the models of the registry, the same way whoever's penalties they have."""
+
+    def build(self, name, penalties, policy="float32"):
+        keras.config.set_dtype_policy(policy)
+        keras.utils.set_random_seed(7)
+        return MODELS[name][0](penalties)
+
+    def data(self, name):
+        return _data(MODELS[name][1])
+
+    def optimizer(self):
+        return keras.optimizers.SGD(0.02, momentum=0.9)
+
+    def fit(self, name, penalties, optimizer=None, policy="float32", **options):
+        """A trained model and its history: 56 steps. `optimizer` makes one."""
+        model = self.build(name, penalties, policy)
+        model.compile((optimizer or self.optimizer)(), "mse", **options)
+        return model, self.more(model, name)
+
+    def more(self, model, name):
+        x, y = self.data(name)
+        return model.fit(x, y, batch_size=BATCH, epochs=EPOCHS, shuffle=False, verbose=0).history["loss"]
+
+    @functools.cache  # noqa: B019 - one trainer for the session
+    def reference(self, name, **options):
+        """Weights and losses of the same model with Keras's own regularizers."""
+        model, losses = self.fit(name, keras.regularizers, **options)
+        return model.get_weights(), losses
+
+
+@pytest.fixture(scope="session")
+def trainer():
+    return Trainer()
+
+
+@pytest.fixture(scope="session")
+def assert_same_weights():
+    """Each weight within 1e-5 of its largest magnitude."""
+
+    def check(actual, expected, tolerance=1e-5):
+        assert len(actual) == len(expected) > 0
+        for ours, theirs in zip(actual, expected, strict=True):
+            assert ours.dtype == theirs.dtype
+            assert np.isfinite(theirs).all()
+            limit = tolerance * np.abs(theirs.astype("float64")).max()
+            np.testing.assert_allclose(ours.astype("float64"), theirs.astype("float64"), rtol=0, atol=limit)
+
+    return check
+
+
+@pytest.fixture(scope="session")
+def in_threads():
+    """Run `work(number)` in threads numbered from 0, all at once, and raise what any of them raises."""
+
+    def run(work, threads=4):
+        with ThreadPoolExecutor(threads) as executor:
+            list(executor.map(work, range(threads)))
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def gradient():
+    """Value and gradient of a penalty of one tensor, with an upstream gradient."""
+
+    def of(penalty, x, upstream=None):
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            value = penalty(x)
+        seed = None if upstream is None else tf.cast(tf.constant(upstream, tf.float64), value.dtype)
+        return value, tape.gradient(value, x, seed)
+
+    return of

@@ -1,0 +1,111 @@
+"""Memory stays flat over thousands of steps, however the penalty is called."""
+
+import json
+
+import pytest
+
+# Each scenario repeats what would hold at least 1 MB a turn if anything of a turn were kept.
+PROGRAM = """
+    import gc, json, psutil
+    import fastreg, tensorflow as tf
+    fastreg.set_bridge("py_function")
+    penalty, ROWS = fastreg.L1L2(0.1, 0.2), 1 << 18  # 1 MB of float32
+    x, variable = tf.ones(ROWS), tf.Variable(tf.ones(ROWS))
+
+    def slope(v):
+        with tf.GradientTape() as tape:
+            tape.watch(v)
+            value = penalty(v)
+        return tape.gradient(value, v)
+
+    traced, outer = tf.function(slope), tf.function(penalty)
+
+    def repeated(function, v):
+        def scenario(n):
+            for _ in range(n):
+                function(v)
+        return scenario
+
+    def under_a_tape(n):
+        with tf.GradientTape(persistent=True) as tape:
+            tape.watch(tf.constant(1.0))
+            for _ in range(n):
+                slope(x)
+
+    def tape_outside(n):
+        for turn in range(n):
+            with tf.GradientTape() as tape:
+                value = outer(variable) * float(turn % 3)
+            tape.gradient(value, variable)
+
+    def changing(n):
+        for turn in range(n):
+            variable.assign_sub(1e-3 * traced(variable))
+
+    def retraced(n):
+        for _ in range(n):
+            tf.function(lambda: slope(variable))()
+
+    def new_shapes(n):
+        for turn in range(n):
+            slope(tf.ones(ROWS + turn % 40))
+
+    SCENARIOS = {
+        "eager": (1000, repeated(slope, x)),
+        "eager value": (1000, repeated(penalty, x)),
+        "eager variable": (300, repeated(slope, variable)),
+        "eager under a persistent tape": (1000, under_a_tape),
+        "graph": (1000, repeated(traced, x)),
+        "graph with a tape outside": (1000, tape_outside),
+        "graph with a changing variable": (1000, changing),
+        "retraced": (200, retraced),
+        "new shapes": (300, new_shapes),
+    }
+
+    def measured():
+        gc.collect()
+        return psutil.Process().memory_info().rss, len(gc.get_objects())
+
+    results = {}
+    for name, (turns, scenario) in SCENARIOS.items():
+        before_calls = fastreg.info()["kernel_calls"]
+        scenario(turns // 10)
+        memory, objects = measured()
+        scenario(turns)
+        after, more = measured()
+        calls = fastreg.info()["kernel_calls"] - before_calls
+        results[name] = [turns, (after - memory) / 1e6, more - objects, calls]
+    print("RESULTS" + json.dumps(results))
+"""
+
+
+@pytest.fixture(scope="module")
+def growth(run_python):
+    return json.loads(run_python(PROGRAM).split("RESULTS")[1])
+
+
+@pytest.mark.parametrize(
+    "scenario",
+    [
+        "eager",
+        "eager value",
+        "eager variable",
+        "eager under a persistent tape",
+        "graph",
+        "graph with a tape outside",
+        "graph with a changing variable",
+        "new shapes",
+    ],
+)
+def test_calls_leave_nothing(growth, scenario):
+    turns, megabytes, objects, calls = growth[scenario]
+    assert calls >= turns
+    assert megabytes < 50
+    assert objects < turns / 2
+
+
+def test_traces_hold_no_weights(growth):
+    """TensorFlow keeps a little of each trace, but nothing of the size of a weight."""
+    turns, megabytes, _, calls = growth["retraced"]
+    assert calls >= turns
+    assert megabytes < turns / 2

@@ -1,0 +1,193 @@
+"""The penalty inside TensorFlow's control flow and function transformations, against the same code on Keras's."""
+
+import functools
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import fastreg
+
+
+def in_while_loop(penalty, x):
+    """Weights that change and upstream gradients that differ in every turn."""
+
+    def body(turn, total, weight):
+        return [turn + 1, total + penalty(weight) * tf.cast(turn, tf.float32), weight * 0.5]
+
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        total = tf.while_loop(
+            lambda turn, *_: turn < 4, body, [tf.constant(0), tf.constant(0.0), x], maximum_iterations=9
+        )[1]
+    return total, tape.gradient(total, x)
+
+
+def in_cond(penalty, x):
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        value = tf.cond(tf.reduce_sum(x) > 0, lambda: 2.0 * penalty(x), lambda: 3.0 * penalty(-x))
+    return value, tape.gradient(value, x)
+
+
+def in_cond_in_while_loop(penalty, x):
+    def body(turn, total, weight):
+        value = tf.cond(turn % 2 == 0, lambda: penalty(weight), lambda: tf.constant(0.0))
+        return [turn + 1, total + value * tf.cast(turn, tf.float32), weight * 0.5]
+
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        total = tf.while_loop(
+            lambda turn, *_: turn < 5, body, [tf.constant(0), tf.constant(0.0), x], maximum_iterations=9
+        )[1]
+    return total, tape.gradient(total, x)
+
+
+def in_map(penalty, x):
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        values = tf.map_fn(lambda factor: penalty(factor * x), tf.constant([1.0, 2.0, 3.0]))
+    return values, tape.gradient(values, x)
+
+
+def with_recompute(penalty, x):
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        value = tf.recompute_grad(lambda v: penalty(2.0 * v))(x)
+    return value, tape.gradient(value, x)
+
+
+def vectorized(penalty, x):
+    return tf.vectorized_map(penalty, tf.stack([x, -2.0 * x, 3.0 * x])), tf.zeros(())
+
+
+def vectorized_gradient(penalty, x):
+    def slope(v):
+        with tf.GradientTape() as tape:
+            tape.watch(v)
+            value = penalty(v)
+        return tape.gradient(value, v)
+
+    return tf.vectorized_map(slope, tf.stack([x, -2.0 * x, 3.0 * x])), tf.zeros(())
+
+
+def with_symbolic_gradients(penalty, x):
+    value = penalty(x)
+    return value, tf.gradients(value, x, grad_ys=tf.constant(5.0))[0]
+
+
+def without_control_dependencies(penalty, x):
+    with tf.control_dependencies(None), tf.GradientTape() as tape:
+        tape.watch(x)
+        value = penalty(x)
+    return value, tape.gradient(value, x)
+
+
+CASES = [in_while_loop, in_cond, in_cond_in_while_loop, in_map, with_recompute, vectorized, vectorized_gradient]
+GRAPH_ONLY = [with_symbolic_gradients, without_control_dependencies]
+PENALTIES = {namespace: namespace.L1L2(3 / 32, 3 / 128) for namespace in (fastreg, keras.regularizers)}
+
+
+def check_four_steps(ours, theirs):
+    """So many that gradients are computed ahead where they can be."""
+    for step in range(4):
+        x = tf.constant(np.random.default_rng(step).normal(size=(7, 5)).astype("float32"))
+        for actual, expected in zip(ours(x), theirs(x), strict=True):
+            assert actual.shape == expected.shape
+            np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-6)
+
+
+def partials(case):
+    return [functools.partial(case, PENALTIES[namespace]) for namespace in (fastreg, keras.regularizers)]
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.__name__)
+def test_eagerly(bridge, case):
+    check_four_steps(*partials(case))
+
+
+@pytest.mark.parametrize("shape", [[7, 5], [None, 5]], ids=["static", "dynamic"])
+@pytest.mark.parametrize("case", [*CASES, *GRAPH_ONLY], ids=lambda case: case.__name__)
+def test_in_a_graph(bridge, case, shape):
+    """With a crossover that x exceeds: "auto" finds out in the graph, where it can, if the size is not known before."""
+    fastreg.set_crossover(20)
+    check_four_steps(*(tf.function(f, input_signature=[tf.TensorSpec(shape)]) for f in partials(case)))
+    if shape[0] is not None or case not in (vectorized, vectorized_gradient):
+        assert bridge.kernel_calls() > 0
+
+
+@pytest.mark.parametrize("case", [in_while_loop, in_cond, with_recompute], ids=lambda case: case.__name__)
+def test_under_xla(bridge, case):
+    with bridge.falls_back("XLA"):
+        check_four_steps(*(tf.function(f, jit_compile=True) for f in partials(case)))
+
+
+@pytest.mark.parametrize("persistent", [False, True])
+def test_tape_outside_of_a_traced_function(bridge, persistent):
+    """Upstream gradients that change from step to step reach the traced penalty from outside."""
+    ours, theirs = (tf.function(PENALTIES[namespace]) for namespace in (fastreg, keras.regularizers))
+    nested = tf.function(lambda x: 2.0 * ours(x))
+    for step, upstream in enumerate([1.0, 1.0, 1.0, 3.0, 0.0, -2.0, -2.0, -2.0, -2.0]):
+        x = tf.constant(np.random.default_rng(step).normal(size=(31,)).astype("float32"))
+        with tf.GradientTape(persistent=persistent) as tape:
+            tape.watch(x)
+            mine, keras_own = upstream * nested(x), 2.0 * upstream * theirs(x)
+            both = tf.stack([mine, keras_own])
+        if persistent:
+            for _ in range(2):
+                np.testing.assert_allclose(tape.gradient(mine, x), tape.gradient(keras_own, x), rtol=1e-5)
+        np.testing.assert_allclose(tape.gradient(both, x, tf.constant([1.0, -1.0])), np.zeros(31), atol=1e-6)
+
+
+@pytest.mark.parametrize("graph", [False, True], ids=["eager", "graph"])
+def test_a_gradient_taken_twice(bridge, graph):
+    """Each with its own upstream gradient, from one recording."""
+
+    def twice(penalty, x):
+        with tf.GradientTape(persistent=True) as tape:
+            tape.watch(x)
+            value = penalty(x)
+        return [tape.gradient(value, x, tf.constant(upstream)) for upstream in (1.0, 1.0, 4.0, 4.0)]
+
+    function = tf.function(twice) if graph else twice
+    for step in range(3):
+        x = tf.constant(np.random.default_rng(step).normal(size=(31,)).astype("float32"))
+        for actual, expected in zip(
+            function(PENALTIES[fastreg], x), twice(PENALTIES[keras.regularizers], x), strict=True
+        ):
+            np.testing.assert_allclose(actual, expected, rtol=1e-6)
+
+
+def test_one_trace_with_and_one_without_xla(bridge):
+    """An outer function that is compiled falls back although the same penalty ran on kernels before."""
+    penalty = PENALTIES[fastreg]
+
+    def slope(x):
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            value = penalty(x)
+        return tape.gradient(value, x)
+
+    x = tf.constant([1.0, -2.0])
+    expected = 3 / 32 * np.sign(x) + 3 / 64 * x
+    np.testing.assert_allclose(tf.function(slope)(x), expected, rtol=1e-6)
+    before = bridge.kernel_calls()
+    if bridge.forced:
+        with pytest.warns(RuntimeWarning, match="XLA"):
+            np.testing.assert_allclose(tf.function(slope, jit_compile=True)(x), expected, rtol=1e-6)
+    else:
+        np.testing.assert_allclose(tf.function(slope, jit_compile=True)(x), expected, rtol=1e-6)
+    assert bridge.kernel_calls() == before
+
+
+def test_a_gradient_that_alone_is_compiled(bridge):
+    """The forward ran eagerly on kernels, the backward is traced within XLA."""
+    x = tf.constant([1.0, -2.0, 0.0])
+    with tf.GradientTape(persistent=True) as tape:
+        tape.watch(x)
+        value = PENALTIES[fastreg](x)
+    compiled = tf.function(lambda upstream: tape.gradient(value, x, upstream), jit_compile=True)
+    expected = 3 / 32 * np.sign(x) + 3 / 64 * x.numpy()
+    for upstream in (1.0, -2.0):
+        np.testing.assert_allclose(compiled(tf.constant(upstream)), upstream * expected, rtol=1e-6)

@@ -1,0 +1,165 @@
+"""Derivatives of derivatives, and forward mode, against TensorFlow's own of the same formula."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import fastreg
+
+L1, L2 = 3 / 32, 3 / 128
+X = np.random.default_rng(0).normal(size=(3, 4)).astype("float32")
+DIRECTION = np.random.default_rng(1).normal(size=(3, 4)).astype("float32")
+
+
+def fast(x):
+    return fastreg.l1_l2_penalty(x, L1, L2)
+
+
+def plain(x):
+    return L1 * tf.reduce_sum(tf.abs(x)) + L2 * tf.reduce_sum(x * x)
+
+
+def outer(value):
+    """What makes the upstream gradient depend on x, so that every second-order term counts."""
+    return value**3
+
+
+def gradient_of(function, x, **options):
+    with tf.GradientTape(**options) as tape:
+        tape.watch(x)
+        value = function(x)
+    return tape.gradient(value, x)
+
+
+def hessian_vector_product(penalty, x):
+    return gradient_of(lambda v: tf.reduce_sum(gradient_of(lambda w: outer(penalty(w)), v) * DIRECTION), x)
+
+
+def persistent_tapes(penalty, x):
+    with tf.GradientTape(persistent=True) as second:
+        second.watch(x)
+        with tf.GradientTape(persistent=True) as first:
+            first.watch(x)
+            value = outer(penalty(x))
+        slopes = [first.gradient(value, x), first.gradient(value, x, tf.constant(2.0))]
+    return tf.stack([second.gradient(slope, x) for slope in slopes])
+
+
+def one_persistent_tape(penalty, x):
+    with tf.GradientTape(persistent=True) as tape:
+        tape.watch(x)
+        slope = tape.gradient(outer(penalty(x)), x)
+    return tape.gradient(slope, x)
+
+
+def third_order(penalty, x):
+    return gradient_of(lambda u: gradient_of(lambda v: gradient_of(lambda w: outer(penalty(w)), v), u), x)
+
+
+def hessian_of(vectorize):
+    def hessian(penalty, x):
+        with tf.GradientTape(persistent=not vectorize) as tape:
+            tape.watch(x)
+            slope = gradient_of(lambda v: outer(penalty(v)), x)
+        return tape.jacobian(slope, x, experimental_use_pfor=vectorize)
+
+    hessian.__name__ = "hessian_vectorized" if vectorize else "hessian_in_a_loop"
+    return hessian
+
+
+def jacobian_of_values(penalty, x):
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        values = tf.stack([penalty(x), 2.0 * penalty(x * x), outer(penalty(x))])
+    return tape.jacobian(values, x)
+
+
+def derivative_in_upstream(penalty, x):
+    """The gradient is linear in the upstream gradient; its derivative there is a product with the direction."""
+    upstream = tf.constant(3.0)
+    with tf.GradientTape() as second:
+        second.watch(upstream)
+        with tf.GradientTape() as first:
+            first.watch(x)
+            value = penalty(x)
+        slope = first.gradient(value, x, upstream)
+    return second.gradient(slope, upstream, tf.constant(DIRECTION))
+
+
+def forward_mode(penalty, x):
+    with tf.autodiff.ForwardAccumulator(x, tf.constant(DIRECTION)) as accumulator:
+        value = outer(penalty(x))
+    return accumulator.jvp(value)
+
+
+def forward_over_backward(penalty, x):
+    with tf.autodiff.ForwardAccumulator(x, tf.constant(DIRECTION)) as accumulator:
+        slope = gradient_of(lambda v: outer(penalty(v)), x)
+    return accumulator.jvp(slope)
+
+
+def backward_over_forward(penalty, x):
+    return gradient_of(lambda v: forward_mode(penalty, v), x)
+
+
+def gradient_penalty(penalty, x):
+    """The norm of the gradient as a loss, as in adversarial training."""
+    return gradient_of(lambda v: tf.norm(gradient_of(lambda w: outer(penalty(w)), v)), x)
+
+
+CASES = [
+    hessian_vector_product,
+    persistent_tapes,
+    one_persistent_tape,
+    third_order,
+    hessian_of(vectorize=True),
+    hessian_of(vectorize=False),
+    jacobian_of_values,
+    derivative_in_upstream,
+    gradient_penalty,
+]
+FORWARD = [forward_mode, forward_over_backward, backward_over_forward]
+
+
+def check_three_steps(case, function):
+    """So many that gradients are computed ahead where they can be."""
+    for step in range(3):
+        x = tf.constant(X + 0.1 * step)
+        expected = case(plain, x)
+        assert np.abs(expected).max() > 1e-3
+        np.testing.assert_allclose(function(fast, x), expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("case", [*CASES, *FORWARD], ids=lambda case: case.__name__)
+def test_eagerly(bridge, case):
+    check_three_steps(case, case)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.__name__)
+def test_in_a_graph(bridge, case):
+    check_three_steps(case, tf.function(case))
+
+
+@pytest.mark.parametrize("case", FORWARD, ids=lambda case: case.__name__)
+def test_forward_mode_in_a_graph(bridge, case):
+    """A callback has no tangent that could be traced: the result would silently be zero."""
+    with bridge.falls_back("forward-mode"):
+        check_three_steps(case, tf.function(case))
+
+
+def test_second_order_through_a_traced_penalty(bridge):
+    """Both tapes outside of the traced function."""
+    traced = tf.function(fast)
+    for step in range(3):
+        x = tf.constant(X + 0.1 * step)
+        np.testing.assert_allclose(
+            hessian_vector_product(traced, x), hessian_vector_product(plain, x), rtol=1e-4, atol=1e-6
+        )
+
+
+@pytest.mark.parametrize("factors", [(L1, 0.0), (0.0, L2)], ids=["l1", "l2"])
+def test_each_factor_alone(bridge, factors):
+    l1, l2 = factors
+    ours = hessian_vector_product(lambda x: fastreg.l1_l2_penalty(x, l1, l2), tf.constant(X))
+    theirs = hessian_vector_product(lambda x: l1 * tf.reduce_sum(tf.abs(x)) + l2 * tf.reduce_sum(x * x), tf.constant(X))
+    np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-7)

@@ -1,0 +1,59 @@
+"""The instructions that the kernels become: whole registers, stores past the caches, no fused multiply-add."""
+
+import platform
+
+import pytest
+from fastreg_kernels import DTYPES
+
+pytestmark = pytest.mark.skipif(
+    platform.machine() not in ("x86_64", "AMD64"), reason="looks for the instructions of x86-64"
+)
+
+# Compiles for a processor that need not be this one, and runs nothing.
+ASSEMBLY = """
+import re
+import sys
+from numba import types
+from fastreg_kernels import cpu
+
+name = sys.argv[1]
+factor = types.float64 if name == "float64" else types.float32
+element = {"float16": types.uint16, "bfloat16": types.int16}.get(name, factor)
+x, out = types.Array(element, 1, "C", readonly=True), types.Array(element, 1, "C")
+partials = types.Array(types.float64, 2, "C")
+ends = (types.intp, types.intp)
+kernels = {
+    "_sums": (cpu._sums, (*ends, x, partials)),
+    "_gradient": (cpu._gradient, (*ends, x, out, types.boolean, factor, factor)),
+    "_both": (cpu._both, (*ends, x, partials, out, types.boolean, factor, factor)),
+    "_shrink": (cpu._shrink, (*ends, x, out, types.boolean, factor, factor)),
+    "unstreamed": (cpu._gradient, (*ends, x, out, types.none, factor, factor)),
+}
+for label, (kernel, signature) in kernels.items():
+    kernel.compile(signature)
+    code = kernel.inspect_asm(kernel.signatures[-1])
+    streamed = len(re.findall(r"\\bv?movnt", code))
+    fused = len(re.findall(r"\\bvfn?m(?:add|sub)", code))
+    fences = len(re.findall(r"\\bmfence|\\block\\s+or", code))
+    packed = set(re.findall(r"%([xyz]mm)", code))
+    print(label, streamed > 0, fences > 0, fused, max(packed))
+"""
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("processor", "features", "register"),
+    [("nehalem", "", "xmm"), ("haswell", "+fma,+f16c", "ymm"), ("skylake-avx512", "+fma,+f16c", "zmm")],
+)
+def test_each_kernel(run_python, tmp_path, processor, features, register, dtype):
+    if dtype == "float16" and processor == "nehalem":
+        pytest.skip("this processor does not convert float16")
+    variables = {"NUMBA_CPU_NAME": processor, "NUMBA_CPU_FEATURES": features, "NUMBA_CACHE_DIR": tmp_path}
+    lines = [line.split() for line in run_python(ASSEMBLY, dtype, **variables).splitlines()]
+    assert lines == [
+        ["_sums", "False", "False", "0", register],
+        ["_gradient", "True", "True", "0", register],
+        ["_both", "True", "True", "0", register],
+        ["_shrink", "True", "True", "0", register],
+        ["unstreamed", "False", "False", "0", register],
+    ]

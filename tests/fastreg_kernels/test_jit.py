@@ -1,0 +1,218 @@
+"""Where compiled kernels are kept: folders that are tried, folders that are refused, and what is found there again."""
+
+import os
+import tempfile
+from pathlib import Path
+
+import pytest
+from fastreg_kernels import _jit
+from numba import config
+
+# Computes, and prints the folder, Numba's own setting, and how many kernels were loaded and how many compiled.
+COMPUTE = """
+import numpy as np
+import fastreg_kernels as kernels
+from fastreg_kernels import _jit, cpu
+from numba import config
+
+assert kernels.forward(np.array([1.0, -2.0])).tolist() == [3.0, 5.0]
+stats = cpu._sums.stats
+print(_jit.cache_folder())
+print(repr(config.CACHE_DIR))
+print(sum(stats.cache_hits.values()), sum(stats.cache_misses.values()))
+"""
+
+as_root = pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root gives files away")
+posix = pytest.mark.skipif(not hasattr(os, "getuid"), reason="folders have no owner and mode here")
+
+
+@pytest.fixture
+def run_in(run_python, tmp_path):
+    """Run code in an environment that has no cache folder but in `tmp_path`; returns what it printed, in lines."""
+    home = {"HOME": tmp_path / "home", "TMPDIR": tmp_path / "tmp", "NUMBA_CACHE_DIR": None, "XDG_CACHE_HOME": None}
+    (tmp_path / "tmp").mkdir()
+
+    def run(code=COMPUTE, **environment):
+        return run_python(code, **home | environment).splitlines()
+
+    return run
+
+
+def test_home(run_in, tmp_path):
+    folder, setting, counts = run_in()
+    assert Path(folder).parent == tmp_path / "home" / ".cache" / "fastreg"
+    assert setting == "''"
+    assert counts == "0 1"
+    assert list(Path(folder).rglob("*_sums*.nbi"))
+    assert (Path(folder).parent.stat().st_mode & 0o777) == 0o700
+
+
+def test_numbas_own_setting_comes_first(run_in, tmp_path):
+    chosen, other = tmp_path / "chosen", tmp_path / "xdg"
+    folder, setting, _ = run_in(NUMBA_CACHE_DIR=chosen, XDG_CACHE_HOME=other)
+    assert Path(folder).parent == chosen / "fastreg"
+    assert setting == repr(str(chosen))
+    assert list(Path(folder).rglob("*_sums*.nbi"))
+    assert not other.exists()
+    assert not (tmp_path / "home").exists()
+
+
+def test_xdg_cache_home_comes_before_home(run_in, tmp_path):
+    folder, setting, _ = run_in(XDG_CACHE_HOME=tmp_path / "xdg")
+    assert Path(folder).parent == tmp_path / "xdg" / "fastreg"
+    assert setting == "''"
+    assert not (tmp_path / "home").exists()
+
+
+@posix
+@pytest.mark.parametrize("home", ["/dev/null", "a file"])
+def test_home_that_is_no_folder(run_in, tmp_path, home):
+    if home == "a file":
+        home = tmp_path / "file"
+        home.write_bytes(b"")
+    folder, setting, _ = run_in(HOME=home)
+    assert Path(folder).parent == tmp_path / "tmp" / f"fastreg-{os.getuid()}"
+    assert setting == "''"
+
+
+@posix
+@pytest.mark.parametrize("user", ["known", "unknown"])
+def test_no_home(run_in, tmp_path, user):
+    """As in a container that runs under a user id of its own."""
+    unknown = """
+import pwd
+
+def getpwuid(uid):
+    raise KeyError(uid)
+
+pwd.getpwuid = getpwuid
+"""
+    import pwd
+
+    folder, _, _ = run_in(COMPUTE if user == "known" else unknown + COMPUTE, HOME=None)
+    candidates = [tmp_path / "tmp" / f"fastreg-{os.getuid()}"]
+    if user == "known":
+        candidates.append(Path(pwd.getpwuid(os.getuid()).pw_dir) / ".cache" / "fastreg")
+    assert Path(folder).parent in candidates
+
+
+@posix
+@pytest.mark.parametrize("mode", [0o770, 0o707, 0o777, 0o1777])
+def test_folders_that_others_can_write_to_are_refused(run_in, tmp_path, mode):
+    """What lies there is executed when it is loaded."""
+    shared = tmp_path / "shared" / "fastreg"
+    shared.mkdir(parents=True)
+    shared.chmod(mode)
+    folder, _, _ = run_in(NUMBA_CACHE_DIR=tmp_path / "shared")
+    assert Path(folder).parent == tmp_path / "home" / ".cache" / "fastreg"
+    assert not list(shared.iterdir())
+
+
+@posix
+@pytest.mark.parametrize(("mode", "usable"), [(0o700, True), (0o755, True), (0o720, False), (0o702, False)])
+def test_modes(tmp_path, mode, usable):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    folder.chmod(mode)
+    assert _jit._usable(folder) is usable
+    assert not list(folder.iterdir())
+
+
+@as_root
+def test_folders_of_somebody_else_are_refused(tmp_path):
+    os.chown(tmp_path, 12345, -1)
+    assert not _jit._usable(tmp_path)
+
+
+def test_no_folder_at_all(run_in):
+    """A read-only system without even a folder for temporary files: kernels are compiled in each process."""
+    nowhere = """
+import tempfile
+
+def gettempdir():
+    raise FileNotFoundError("No usable temporary directory found")
+
+tempfile.gettempdir = gettempdir
+"""
+    variables = dict.fromkeys(["HOME", "NUMBA_CACHE_DIR", "XDG_CACHE_HOME"], "/dev/null")
+    assert run_in(nowhere + COMPUTE, **variables) == ["None", "'/dev/null'", "0 1"]
+
+
+def test_no_candidate_is_usable(monkeypatch, tmp_path):
+    (tmp_path / "file").write_bytes(b"")
+    candidates = [tmp_path / "file", tmp_path / "file" / "below"]
+    monkeypatch.setattr(_jit, "_candidates", lambda: candidates)
+    assert _jit._choose_folder() is None
+    candidates.append(tmp_path / "folder")
+    assert _jit._choose_folder().parent == tmp_path / "folder"
+
+
+def test_functions_are_compiled_without_a_folder(monkeypatch):
+    monkeypatch.setattr(_jit, "_CACHE_FOLDER", None)
+    assert _jit.jit(lambda a: a + 1)(2) == 3
+    assert _jit.cache_folder() is None
+
+
+def test_numbas_setting_comes_back_after_an_error(monkeypatch, tmp_path):
+    monkeypatch.setattr(_jit, "_CACHE_FOLDER", tmp_path)
+    before = config.CACHE_DIR
+    with pytest.raises(TypeError):
+        _jit.jit("not a function")
+    assert before == config.CACHE_DIR
+
+
+def test_candidates_in_order(monkeypatch, tmp_path):
+    monkeypatch.setattr(config, "CACHE_DIR", str(tmp_path / "numba"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    first, second, third, last = _jit._candidates()
+    assert (first, second) == (tmp_path / "numba" / "fastreg", tmp_path / "xdg" / "fastreg")
+    assert third == Path.home() / ".cache" / "fastreg"
+    assert last.parent == Path(tempfile.gettempdir())
+    monkeypatch.setattr(config, "CACHE_DIR", "")
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert _jit._candidates() == [third, last]
+
+
+def test_a_second_process_loads_what_the_first_compiled(run_in):
+    first, second = run_in(), run_in()
+    assert first[0] == second[0]
+    assert (first[2], second[2]) == ("0 1", "1 0")
+
+
+def test_other_sources_get_another_folder(monkeypatch, tmp_path):
+    (tmp_path / "_jit.py").write_text("a = 1\n")
+    (tmp_path / "other.py").write_text("b = 1\n")
+    monkeypatch.setattr(_jit, "__file__", str(tmp_path / "_jit.py"))
+    before = _jit._fingerprint()
+    assert _jit._fingerprint() == before
+    (tmp_path / "other.py").write_text("b = 2\n")
+    assert _jit._fingerprint() != before
+
+
+def test_kernels_for_another_processor_are_not_mixed_up(run_in):
+    """Both in one folder, as when machines share a home."""
+    run_in()
+    assert run_in(NUMBA_CPU_NAME="generic", NUMBA_CPU_FEATURES="")[2] == "0 1"
+    assert run_in()[2] == "1 0"
+
+
+def test_processes_that_start_at_once(start_python, tmp_path):
+    code = COMPUTE + "kernels.backward(np.ones(100_000, np.float32), 0.1, 0.2)\n"
+    processes = [start_python(code, NUMBA_CACHE_DIR=tmp_path) for _ in range(3)]
+    folders = {process.finish()[0].splitlines()[0] for process in processes}
+    assert len(folders) == 1
+    assert Path(folders.pop()).parent == tmp_path / "fastreg"
+    assert start_python(code, NUMBA_CACHE_DIR=tmp_path).finish()[0].splitlines()[2] == "1 0"
+
+
+@posix
+def test_a_disk_that_fills_up(run_in):
+    """Compiled code that cannot be kept is no reason not to compute."""
+    full = """
+import resource
+import signal
+
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))  # no file may grow beyond this
+"""
+    assert run_in(full + COMPUTE)[2] == "0 1"
