@@ -1,0 +1,136 @@
+"""The machine's memory bandwidth: what the kernels are held against.
+
+The probes share the kernels' threads and vector instructions, but none of their loops: these go over the same number of
+bytes and do as little as can be done with them. (Loops in plain Numba do not reach the limit, and would flatter.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from fastreg_kernels import get_num_threads
+from fastreg_kernels._jit import jit, parallel_jit
+from fastreg_kernels._threads import mask
+from fastreg_kernels._vector import LANES, fence, load, store, stream, total, zeros
+from numba import prange
+from numpy.typing import NDArray
+
+from fastreg_benchmarks import timing
+from fastreg_benchmarks.cases import VALUE, Case, aligned_empty
+
+PROBE_BYTES = 256 << 20
+QUICK_PROBE_BYTES = 64 << 20
+
+MEMORY_BYTES = 64 << 20
+"""A case whose x is at least so big lies in memory, not in a cache, and has its limit probed beside it."""
+
+_FACTOR = np.float32(0.999)  # not 1, which a compiler could leave out
+
+
+@dataclass(frozen=True)
+class Bandwidth:
+    """Bytes per second.
+
+    Attributes
+    ----------
+    read : float
+        Reading: the limit of the value.
+    copy : float
+        Reading and writing a scaled copy with non-temporal stores, both counted: the limit of value and gradient.
+    scale : float
+        Scaling in place, reading and writing counted.
+    """
+
+    read: float
+    copy: float
+    scale: float
+
+    def seconds(self, case: Case) -> float:
+        """The least time that a case can take, if its data comes from memory."""
+        return case.model_bytes / (self.read if case.what == VALUE else self.copy)
+
+
+class Probe:
+    """The probes on arrays of (at least) so many bytes."""
+
+    def __init__(self, nbytes: int) -> None:
+        vectors = -(-nbytes // (LANES * 8))
+        self.x = aligned_empty(vectors * LANES * 2, "float32")
+        # From 1 to 2: normal numbers also in pairs as float64, and after having been scaled many times.
+        np.random.default_rng().random(out=self.x, dtype=np.float32)
+        self.x += 1
+        self.out = aligned_empty(self.x.size, "float32")
+        self._doubles = self.x.view(np.float64)
+        self._threads = get_num_threads()
+
+    def read(self) -> float:
+        """Read x: the sum of its pairs of elements, taken as float64."""
+        totals = np.zeros(self._threads)
+        with mask(self._threads):
+            _read(self._threads, self._doubles, totals)
+        return float(totals.sum())
+
+    def copy(self) -> NDArray[np.float32]:
+        """Write a scaled copy of x past the caches."""
+        with mask(self._threads):
+            _copy(self._threads, self.x, self.out, _FACTOR)
+        return self.out
+
+    def scale(self) -> NDArray[np.float32]:
+        """Scale x in place."""
+        with mask(self._threads):
+            _scale(self._threads, self.x, _FACTOR)
+        return self.x
+
+    def limit(self, what: str) -> Callable[[], Any]:
+        """The probe that limits the value, or value and gradient."""
+        return self.read if what == VALUE else self.copy
+
+
+def measure(nbytes: int, seconds: float) -> Bandwidth:
+    """Time the three probes on arrays of so many bytes."""
+    probe = Probe(nbytes)
+    runs = [timing.Run(call) for call in (probe.read, probe.copy, probe.scale)]
+    for run in runs:
+        timing.warm_up(run)
+    samples = timing.measure(runs, seconds).samples
+    read, copy, scale = (float(np.median(values)) for values in samples)
+    moved = probe.x.nbytes
+    return Bandwidth(read=moved / read, copy=2 * moved / copy, scale=2 * moved / scale)
+
+
+@jit
+def _part(thread: int, threads: int, size: int) -> Any:
+    """Where a thread's share begins and ends, in whole vectors."""
+    vectors = size // LANES
+    return thread * vectors // threads * LANES, (thread + 1) * vectors // threads * LANES
+
+
+@parallel_jit
+def _read(threads: int, doubles: Any, totals: Any) -> None:
+    for t in prange(threads):
+        begin, end = _part(t, threads, doubles.size)
+        sums = zeros()
+        for i in range(begin, end, LANES):
+            sums = sums + load(doubles, i)
+        totals[t] = total(sums)
+
+
+@parallel_jit
+def _copy(threads: int, x: Any, out: Any, factor: Any) -> None:
+    for t in prange(threads):
+        begin, end = _part(t, threads, x.size)
+        for i in range(begin, end, LANES):
+            stream(out, i, factor * load(x, i))
+        fence()
+
+
+@parallel_jit
+def _scale(threads: int, x: Any, factor: Any) -> None:
+    for t in prange(threads):
+        begin, end = _part(t, threads, x.size)
+        for i in range(begin, end, LANES):
+            store(x, i, factor * load(x, i))

@@ -1,0 +1,121 @@
+"""What has to be measured in a process of its own: `python -m fastreg_benchmarks.child TASK JSON`, which prints JSON.
+
+Nothing is imported at the top, for start-up is one of the things to measure.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+_TIMEOUT_SECONDS = 900
+
+
+def run(task: str, arguments: Mapping[str, Any], environment: Mapping[str, str] | None = None) -> Any:
+    """Run a task in a new process, with these additions to the environment, and return its result.
+
+    Raises
+    ------
+    RuntimeError
+        If the process fails; with what it wrote to stderr.
+    """
+    finished = subprocess.run(
+        [sys.executable, "-m", __name__, task, json.dumps(dict(arguments))],
+        env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", **(environment or {})},
+        capture_output=True,
+        text=True,
+        timeout=_TIMEOUT_SECONDS,
+        check=False,
+    )
+    if finished.returncode != 0:
+        raise RuntimeError(f"the process for {task!r} failed:\n{finished.stderr}")
+    return json.loads(finished.stdout.splitlines()[-1])
+
+
+def memory(provider: str, mode: str, what: str, size: int, dtype: str) -> int | None:
+    """Bytes by which peak memory grows in some calls of a provider, beyond x; None where the system does not tell."""
+    from fastreg_benchmarks import timing
+    from fastreg_benchmarks.cases import Case, Inputs
+    from fastreg_benchmarks.providers import PROVIDERS
+
+    small, inputs = Inputs(Case(1, dtype, what)), Inputs(Case(size, dtype, what))
+    timing.warm_up(PROVIDERS[provider].run(small, mode))  # libraries and threads are not what is measured
+    run = PROVIDERS[provider].run(inputs, mode)
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # peak memory starts from here
+        before = _status("VmRSS")
+        timing.warm_up(run)
+        return _status("VmHWM") - before
+    except OSError:
+        return None
+
+
+def keras(size: int, dtype: str, seconds: float) -> dict[str, float]:
+    """Median seconds of Keras's value and gradient in each mode; for environments that have to be set beforehand."""
+    import numpy as np
+
+    from fastreg_benchmarks import timing
+    from fastreg_benchmarks.cases import VALUE_AND_GRADIENT, Case, Inputs
+    from fastreg_benchmarks.providers import DEFAULT_MODES, PROVIDERS
+
+    inputs = Inputs(Case(size, dtype, VALUE_AND_GRADIENT))
+    runs = [PROVIDERS["keras"].run(inputs, mode) for mode in DEFAULT_MODES]
+    for run in runs:
+        timing.warm_up(run)
+    samples = timing.measure(runs, seconds).samples
+    return {mode: float(np.median(values)) for mode, values in zip(DEFAULT_MODES, samples, strict=True)}
+
+
+def start_up() -> dict[str, float]:
+    """Seconds that `import fastreg` takes after TensorFlow and Keras, and that the first value and gradient take."""
+    import keras
+    import tensorflow as tf
+
+    start = perf_counter()
+    import fastreg
+
+    imported = perf_counter() - start
+    weight = keras.Variable(keras.random.normal((1 << 18,)))
+    with tf.GradientTape() as tape:
+        penalty = keras.regularizers.L1L2(0.5, 0.5)(weight)
+    tape.gradient(penalty, weight.value)  # TensorFlow's own first time is not ours
+    fastreg.set_bridge("py_function")
+    start = perf_counter()
+    with tf.GradientTape() as tape:
+        penalty = fastreg.L1L2(0.5, 0.5)(weight)
+    tape.gradient(penalty, weight.value)
+    return {"import": imported, "first_call": perf_counter() - start}
+
+
+def bits(size: int, threads: int) -> int:
+    """How many different results 1 to so many threads give; NUMBA_NUM_THREADS has to allow as many."""
+    import fastreg_kernels
+
+    from fastreg_benchmarks.cases import L1, L2, normal
+
+    x, results = normal(size, "float32"), set()
+    for count in range(1, threads + 1):
+        fastreg_kernels.set_num_threads(count)
+        sums, gradient = fastreg_kernels.forward_backward(x, L1, L2)
+        results.add((fastreg_kernels.forward(x).tobytes(), sums.tobytes(), gradient.tobytes()))
+    return len(results)
+
+
+def _status(name: str) -> int:
+    """A figure of this process's memory, in bytes."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(f"{name}:"):
+            return int(line.split()[1]) * 1024
+    raise OSError(f"no {name} in /proc/self/status")
+
+
+TASKS = {task.__name__: task for task in (memory, keras, start_up, bits)}
+
+if __name__ == "__main__":
+    print(json.dumps(TASKS[sys.argv[1]](**json.loads(sys.argv[2]))))

@@ -1,0 +1,48 @@
+"""The suite `limits`: the project's performance targets, what is measured, and whether they are met.
+
+1. Kernels' share of the memory bandwidth. 2. Value and gradient through Keras against the limit and against Keras.
+3. Never slower than Keras, at any size. 4. Memory. 5. Accuracy, and the same bits for any number of threads.
+6. Start-up.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import asdict
+
+from rich.console import Console
+
+from fastreg_benchmarks import check, report, results
+from fastreg_benchmarks.limits import kernels, processes, training
+from fastreg_benchmarks.measure import release
+from fastreg_benchmarks.results import LimitRow
+from fastreg_benchmarks.settings import Settings
+
+ROW_TYPE = LimitRow
+
+PARTS = (
+    kernels.shares,
+    training.through_keras,
+    training.never_slower,
+    processes.memory,
+    kernels.accuracy,
+    processes.start_up,
+)
+
+
+def run(settings: Settings, console: Console) -> int:
+    """Measure all targets; the exit code is 1 if a result was wrong. A target that is missed is reported, no more."""
+    rows: list[LimitRow] = []
+    for part in PARTS:
+        measured = []
+        for line in part(settings):
+            measured.append(LimitRow(**asdict(settings.environment), **line._asdict()))
+            console.print(f"{line.line}  {line.what}: {line.measured}", style="dim", markup=False)
+        release()
+        if settings.csv is not None:
+            results.append(settings.csv, measured)
+        rows += measured
+    console.print(report.limits_table(rows))
+    counts = Counter(row.verdict for row in rows)
+    console.print(" · ".join(f"{count} {verdict}" for verdict, count in counts.items()))
+    return 1 if counts[check.WRONG] else 0

@@ -1,0 +1,34 @@
+from dataclasses import replace
+
+import pytest
+from fastreg_benchmarks import crossover, report
+from fastreg_benchmarks.providers import EAGER, FUNCTION
+
+
+@pytest.mark.parametrize(
+    ("speedups", "expected"),
+    [
+        ([0.5, 0.9, 1.1, 2.0], 4),
+        ([1.5, 0.9, 1.1, 2.0], 4),  # faster below does not count
+        ([1.1, 1.2, 1.3, 1.4], 1),
+        ([0.5, 1.2, 1.3, 0.9], None),
+        ([0.5, 0.6, 0.7, 1.5], 8),
+    ],
+)
+def test_crossover_is_where_all_larger_sizes_are_faster(make_row, speedups, expected):
+    rows = [
+        make_row(size=1 << power, provider="fastreg-forced", mode=FUNCTION, mode_speedup=speedup)
+        for power, speedup in enumerate(speedups)
+    ]
+    other = [make_row(size=1, provider="fastreg-forced", mode=EAGER, mode_speedup=9.0)]
+    assert crossover.crossover([*rows, *other], FUNCTION) == expected
+
+
+def test_run_prints_both_constants(settings, capsys):
+    settings = replace(settings, suite="crossover", sizes=(1, 64), modes=(EAGER, FUNCTION))
+    assert crossover.run(settings, report.console()) == 0
+    out = capsys.readouterr().out
+    for name in ("EAGER_CROSSOVER", "GRAPH_CROSSOVER"):
+        assert f"{name} from float32:" in out
+    assert out.count("Keras / forced") == 4
+    assert out.count("(now ") == 2
