@@ -1,0 +1,84 @@
+"""What a comparison trains, and how; the same for both of its processes."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+
+SIDES = ("keras", "fastreg")
+"""Whose regularizers the two processes use."""
+
+LEARNING_RATES = {"sgd": 0.5, "adagrad": 0.3, "adam": 0.001}
+"""By optimizer: rates at which an epoch of MovieLens brings the error well below that of the mean."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """The options of a comparison, with every default filled in.
+
+    Attributes
+    ----------
+    ratings : str or None
+        CSV file; None for MovieLens.
+    rows, dim : int
+        Shape of the table of crosses; the tables of users and items have the same `dim`.
+    regularizer : {"l1", "l2", "l1l2"}
+    l1, l2 : float
+        Factors of the penalty; one that the regularizer does not have is 0.
+    optimizer : {"sgd", "adagrad", "adam"}
+    learning_rate : float
+    batch_size : int
+    warmup, steps : int
+        Training steps of each side: first those that are not timed, then those that are.
+    seed : int
+        Of the initial weights, the order of the batches and the held-out ratings.
+    jit : bool or None
+        `jit_compile` of the model; None leaves the choice to Keras.
+    eager : bool
+        Whether `fit` runs eagerly.
+    tolerance : float
+        Largest difference between weights that counts as agreement, as a share of the largest magnitude of the weight.
+    """
+
+    ratings: str | None
+    rows: int
+    dim: int
+    regularizer: str
+    l1: float
+    l2: float
+    optimizer: str
+    learning_rate: float
+    batch_size: int
+    warmup: int
+    steps: int
+    seed: int
+    jit: bool | None
+    eager: bool
+    tolerance: float
+
+    def command(self) -> str:
+        """The command that repeats this comparison, whatever the defaults of its options become."""
+        words = ["fastreg", "compare"]
+        for field in dataclasses.fields(self):
+            value, option = getattr(self, field.name), "--" + field.name.replace("_", "-")
+            if field.name in ("l1", "l2") and field.name not in self.regularizer:
+                continue
+            if value is False and field.name == "jit":
+                words.append("--no-jit")
+            elif value is True:
+                words.append(option)
+            elif value is not None and value is not False:
+                words += [option, str(value)]
+        return shlex.join(words)
+
+    def write(self, path: Path) -> None:
+        """Write a file for `read`."""
+        path.write_text(json.dumps(dataclasses.asdict(self)), encoding="utf-8")
+
+    @classmethod
+    def read(cls, path: Path) -> Settings:
+        """The settings that `write` wrote."""
+        return cls(**json.loads(path.read_text(encoding="utf-8")))
