@@ -18,7 +18,7 @@ import fastreg_kernels
 import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
-from tensorflow.python.eager import record
+from tensorflow.python.eager import forwardprop_util, record
 from tensorflow.python.saved_model import save_context
 
 from fastreg import _buffers
@@ -95,7 +95,7 @@ def set_crossover(n: int | None) -> None:
 def crossover(eager: bool) -> int:
     """Elements from which `"auto"` uses the kernels."""
     if _settings.crossover is not None:
-        return min(_settings.crossover, tf.int64.max)  # no tensor is larger, and graphs compare with it
+        return min(_settings.crossover, int(tf.int64.max))  # no tensor is larger, and graphs compare with it
     return EAGER_CROSSOVER if eager else GRAPH_CROSSOVER
 
 
@@ -108,9 +108,9 @@ def choose(x: tf.Tensor) -> Choice:
     return choice
 
 
-def foresee(dtype: Any, size: int | None) -> Choice:
-    """Which bridge would serve a tensor of this dtype and size in a graph on the host, outside XLA."""
-    return _choose(_dtype_obstacle(dtype), size, eager=False)
+def foresee(dtype: Any, size: int | None, eager: bool, xla: bool) -> Choice:
+    """Which bridge would serve a tensor of this dtype and size on the host, eagerly or in a graph, for XLA or not."""
+    return _choose(_dtype_obstacle(dtype) or (_XLA_OBSTACLE if xla else None), size, eager)
 
 
 def _choose(obstacle: str | None, size: int | None, eager: bool) -> Choice:
@@ -128,6 +128,9 @@ def _choose(obstacle: str | None, size: int | None, eager: bool) -> Choice:
     return Choice("py_function", f"{least:,} elements or more")
 
 
+_XLA_OBSTACLE = "a callback cannot run in code that XLA compiles"
+
+
 def _dtype_obstacle(dtype: Any) -> str | None:
     name = tf.as_dtype(dtype).name
     return None if name in fastreg_kernels.DTYPES else f"no kernel for {name}"
@@ -143,6 +146,14 @@ def tape_is_active() -> bool:
     return bool(record.could_possibly_record())
 
 
+def local(x: tf.Tensor) -> tf.Tensor:
+    """The same tensor, as one of the graph that is being traced.
+
+    A gradient function that refers to a tensor of a graph further out cannot be traced inside of nested control flow.
+    """
+    return x if tf.executing_eagerly() else tf.identity(x)
+
+
 def on_host(x: tf.Tensor) -> bool:
     """Whether this eager tensor is in the host's memory."""
     return "CPU" in x.device
@@ -150,7 +161,8 @@ def on_host(x: tf.Tensor) -> bool:
 
 def host_array(x: tf.Tensor) -> NDArray[Any]:
     """The memory of an eager tensor as a read-only array, without a copy."""
-    return np.asarray(x)
+    # A 0-d bfloat16 tensor gives NumPy a scalar where it asks for an array.
+    return np.asarray(x) if x.ndim else np.asarray(x.numpy(), x.dtype.as_numpy_dtype)
 
 
 def empty(x: NDArray[Any]) -> NDArray[Any]:
@@ -176,7 +188,9 @@ def call(
     """
     if tf.executing_eagerly():
         return function(*inputs)
-    outputs = tf.py_function(function, inputs, list(dtypes))
+    # Gradients are registered by the callers. Without the stop, TensorFlow would build its own of the callback as well,
+    # wherever it differentiates intermediate results, and would keep the callback's tensors for that.
+    outputs = [tf.stop_gradient(output) for output in tf.py_function(function, inputs, list(dtypes))]
     for output, shape in zip(outputs, shapes, strict=True):
         output.set_shape(shape)
     return outputs
@@ -220,9 +234,11 @@ def _obstacle(x: tf.Tensor) -> str | None:
     if obstacle is not None:
         return obstacle
     if in_xla():
-        return "a callback cannot run in code that XLA compiles"
+        return _XLA_OBSTACLE
     if save_context.in_save_context():
         return "a callback cannot be saved with a model"
+    if not tf.executing_eagerly() and forwardprop_util.pack_tangents([x]).tangents:
+        return "a callback has no forward-mode derivative in a graph"
     if "GPU" in x.device or "TPU" in x.device:
         return "no kernel for this device"
     return None

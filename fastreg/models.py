@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -91,6 +92,8 @@ def accelerate(model: keras.Model) -> keras.Model:
 def inspect(model: keras.Model) -> list[RegularizedValue]:
     """List every regularized weight and activity of a model, and which bridge would serve it in `fit`.
 
+    A compiled model tells whether `fit` runs eagerly or under XLA; one that is not counts as neither.
+
     Parameters
     ----------
     model : keras.Model or keras.layers.Layer
@@ -108,13 +111,16 @@ def inspect(model: keras.Model) -> list[RegularizedValue]:
         If `model` is not a Keras layer or model.
     """
     layers = list(_layers(model))
+    compiled = getattr(model, "compiled", False)
+    eager = compiled and bool(model.run_eagerly)
+    row = functools.partial(_row, eager=eager, xla=compiled and not eager and bool(model.jit_compile))
     rows = [
-        _row(variable.path, "weight", variable.regularizer, math.prod(variable.shape), variable.dtype)
+        row(variable.path, "weight", variable.regularizer, math.prod(variable.shape), variable.dtype)
         for variable in model.trainable_weights
         if getattr(variable, "regularizer", None) is not None
     ]
     rows += [
-        _row(layer.path or layer.name, "activity", layer.activity_regularizer, None, layer.compute_dtype)
+        row(layer.path or layer.name, "activity", layer.activity_regularizer, None, layer.compute_dtype)
         for layer in layers
         if getattr(layer, "activity_regularizer", None) is not None
     ]
@@ -128,9 +134,11 @@ def _layers(model: Any) -> Iterator[keras.layers.Layer]:
     yield from model._flatten_layers()
 
 
-def _row(path: str, kind: str, regularizer: Any, size: int | None, dtype: str) -> RegularizedValue:
+def _row(
+    path: str, kind: str, regularizer: Any, size: int | None, dtype: str, *, eager: bool, xla: bool
+) -> RegularizedValue:
     if not isinstance(regularizer, _Penalty):
         choice = _bridge.Choice("keras", "not a regularizer of fastreg")
     else:
-        choice = _bridge.foresee(dtype, size)
+        choice = _bridge.foresee(dtype, size, eager, xla)
     return RegularizedValue(path, kind, regularizer, size, dtype, choice.bridge, choice.reason)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import fastreg_kernels
@@ -14,6 +15,7 @@ import tensorflow as tf
 from fastreg import _bridge, _buffers, _validation
 
 
+@tf.autograph.experimental.do_not_convert  # it would turn float() into a cast to float32
 def l1_l2_penalty(x: Any, l1: float = 0.0, l2: float = 0.0) -> tf.Tensor:
     """Elastic-net penalty `l1 * sum(|x|) + l2 * sum(x²)`.
 
@@ -67,42 +69,32 @@ def _kernel_penalty(x: tf.Tensor, l1: float, l2: float) -> tf.Tensor:
     @tf.custom_gradient
     def penalty(x: tf.Tensor) -> Any:
         if may_differentiate:
-            value, ahead, assumed = _bridge.call(
-                kernels.value_and_gradient, [x], [(), None, ()], [x.dtype, x.dtype, tf.float64]
-            )
+            outputs = _bridge.call(kernels.value_and_gradient, [x], [(), x.shape, ()], [x.dtype, x.dtype, tf.float64])
         else:
-            (value,) = _bridge.call(kernels.value, [x], [()], [x.dtype])
-            ahead = assumed = None
+            outputs = _bridge.call(kernels.value, [x], [()], [x.dtype])
+        value, *ahead = outputs
+        return value, lambda upstream: _kernel_gradient(kernels, x, upstream, ahead)
 
-        def gradient_of_penalty(upstream: tf.Tensor) -> tf.Tensor:
-            if not tf.executing_eagerly() and _bridge.in_xla():
-                return _plain_gradient(x, upstream, l1, l2)
-            return gradient(x, upstream, ahead, assumed)
+    return penalty(_bridge.local(x))
 
-        return value, gradient_of_penalty
 
-    def gradient(x: tf.Tensor, upstream: tf.Tensor, ahead: tf.Tensor | None, assumed: tf.Tensor | None) -> tf.Tensor:
-        @tf.custom_gradient
-        def differentiable(x: tf.Tensor, upstream: tf.Tensor) -> Any:
-            def computed() -> tf.Tensor:
-                return _bridge.call(kernels.gradient, [x, upstream], [x.shape], [x.dtype])[0]
+def _kernel_gradient(kernels: _PenaltyKernels, x: tf.Tensor, upstream: tf.Tensor, ahead: Sequence[tf.Tensor]) -> Any:
+    """The gradient of the penalty, itself differentiable; a callback alone would give zero for its derivatives."""
 
-            def second_order(v: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-                direction = _plain_gradient(x, tf.ones((), x.dtype), l1, l2)
-                return upstream * tf.cast(2.0 * l2, x.dtype) * v, tf.reduce_sum(v * direction)
+    @tf.custom_gradient
+    def gradient(x: tf.Tensor, upstream: tf.Tensor) -> Any:
+        if not tf.executing_eagerly() and _bridge.in_xla():
+            result = _plain_gradient(x, upstream, kernels.l1, kernels.l2)
+        else:
+            (result,) = _bridge.call(kernels.gradient, [x, upstream, *ahead], [x.shape], [x.dtype])
 
-            if ahead is None:
-                return computed(), second_order
-            as_assumed = tf.cast(upstream, tf.float64) == assumed
-            if tf.executing_eagerly():
-                return ahead if as_assumed else computed(), second_order
-            result = tf.cond(as_assumed, lambda: ahead, computed)
-            result.set_shape(x.shape)  # that of `ahead` is unknown: it is empty where nothing was computed ahead
-            return result, second_order
+        def second_order(v: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            direction = _plain_gradient(x, tf.ones((), x.dtype), kernels.l1, kernels.l2)
+            return upstream * tf.constant(2.0 * kernels.l2, x.dtype) * v, tf.reduce_sum(v * direction)
 
-        return differentiable(x, upstream)
+        return result, second_order
 
-    return penalty(x)
+    return gradient(_bridge.local(x), _bridge.local(upstream))
 
 
 class _PenaltyKernels:
@@ -114,41 +106,52 @@ class _PenaltyKernels:
     """
 
     def __init__(self, l1: float, l2: float) -> None:
-        self._l1, self._l2 = l1, l2
+        self.l1, self.l2 = l1, l2
         self._upstreams = (math.nan, math.nan)  # of the last two gradients not computed ahead; NaN equals nothing
 
     def value(self, x: tf.Tensor) -> tuple[tf.Tensor]:
+        """The penalty of x."""
         if not _bridge.on_host(x):
-            return (_plain_value(x, self._l1, self._l2),)
+            return (_plain_value(x, self.l1, self.l2),)
         sums = fastreg_kernels.forward(_bridge.host_array(x))
         _bridge.statistics.count_kernel_call()
         return (self._weighted(sums, x.dtype),)
 
     def value_and_gradient(self, x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        """The penalty, a gradient computed ahead, and the upstream gradient that it assumes.
+
+        Where nothing is computed ahead, x stands in for the gradient, since loops stack tensors of one shape only, and
+        NaN for the upstream gradient.
+        """
         before, last = self._upstreams
         if before != last or not _bridge.on_host(x):
-            return *self.value(x), tf.zeros(0, x.dtype), tf.constant(math.nan, tf.float64)
+            return *self.value(x), x, tf.constant(math.nan, tf.float64)
         array = _bridge.host_array(x)
-        sums, ahead = fastreg_kernels.forward_backward(array, self._l1, self._l2, last, out=_bridge.empty(array))
+        sums, ahead = fastreg_kernels.forward_backward(array, self.l1, self.l2, last, out=_bridge.empty(array))
         _bridge.statistics.count_kernel_call()
         return self._weighted(sums, x.dtype), _bridge.tensor(ahead), tf.constant(last, tf.float64)
 
-    def gradient(self, x: tf.Tensor, upstream: tf.Tensor) -> tuple[tf.Tensor]:
+    def gradient(
+        self, x: tf.Tensor, upstream: tf.Tensor, ahead: tf.Tensor | None = None, assumed: tf.Tensor | None = None
+    ) -> tuple[tf.Tensor]:
+        """The gradient of the penalty times the upstream gradient: what was computed ahead, if that was assumed."""
         scale = float(upstream)
+        if assumed is not None and scale == float(assumed):
+            return (ahead,)
         self._upstreams = (self._upstreams[1], scale)
         if not _bridge.on_host(x):
-            return (_plain_gradient(x, upstream, self._l1, self._l2),)
+            return (_plain_gradient(x, upstream, self.l1, self.l2),)
         array = _bridge.host_array(x)
-        result = fastreg_kernels.backward(array, self._l1, self._l2, scale, out=_bridge.empty(array))
+        result = fastreg_kernels.backward(array, self.l1, self.l2, scale, out=_bridge.empty(array))
         _bridge.statistics.count_kernel_call()
         return (_bridge.tensor(result),)
 
     def _weighted(self, sums: Any, dtype: tf.DType) -> tf.Tensor:
         value = 0.0
-        if self._l1 != 0.0:
-            value += self._l1 * sums[0]
-        if self._l2 != 0.0:
-            value += self._l2 * sums[1]
+        if self.l1 != 0.0:
+            value += self.l1 * sums[0]
+        if self.l2 != 0.0:
+            value += self.l2 * sums[1]
         with np.errstate(over="ignore"):  # beyond the range of the dtype the penalty is inf, as in TensorFlow
             return tf.constant(np.asarray(value).astype(dtype.as_numpy_dtype))
 
@@ -163,9 +166,9 @@ def _plain_value(x: tf.Tensor, l1: float, l2: float) -> tf.Tensor:
     """The penalty in TensorFlow's ops, as Keras writes it."""
     terms = []
     if l1 != 0.0:
-        terms.append(tf.cast(l1, x.dtype) * tf.reduce_sum(tf.abs(x)))
+        terms.append(tf.constant(l1, x.dtype) * tf.reduce_sum(tf.abs(x)))
     if l2 != 0.0:
-        terms.append(tf.cast(l2, x.dtype) * tf.reduce_sum(tf.square(x)))
+        terms.append(tf.constant(l2, x.dtype) * tf.reduce_sum(tf.square(x)))
     return functools.reduce(tf.add, terms)
 
 
@@ -173,7 +176,7 @@ def _plain_gradient(x: tf.Tensor, upstream: tf.Tensor, l1: float, l2: float) -> 
     """The gradient in TensorFlow's ops."""
     terms = []
     if l1 != 0.0:
-        terms.append(upstream * tf.cast(l1, x.dtype) * tf.sign(x))
+        terms.append(upstream * tf.constant(l1, x.dtype) * tf.sign(x))
     if l2 != 0.0:
-        terms.append(upstream * tf.cast(2.0 * l2, x.dtype) * x)
+        terms.append(upstream * tf.constant(2.0 * l2, x.dtype) * x)
     return functools.reduce(tf.add, terms)

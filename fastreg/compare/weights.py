@@ -59,7 +59,8 @@ def relative(first: NDArray[Any], second: NDArray[Any], tolerance: float) -> tup
     """
     first, second = first.reshape(-1), second.reshape(-1)
     blocks = [slice(start, start + _BLOCK) for start in range(0, first.size, _BLOCK)]
-    scale = max((float(np.abs(array[block]).max()) for block in blocks for array in (first, second)), default=0.0)
+    magnitudes = [np.abs(array[block]).max() for block in blocks for array in (first, second)]
+    scale = float(np.max(magnitudes, initial=0.0))  # unlike Python's max, lets no NaN pass unseen
     if not math.isfinite(scale):
         return math.inf, sum(int((~np.isfinite(first[block] + second[block])).sum()) for block in blocks)
     largest, beyond = 0.0, 0

@@ -55,7 +55,7 @@ def output(x: NDArray[Any], out: Any) -> NDArray[Any]:
         )
     if not array.flags.writeable:
         raise ValueError("Invalid value for argument out: expected a writable array. Received: a read-only one")
-    if array.ndim > 1 and array.strides != x.strides:
+    if not any(array.flags[order] and x.flags[order] for order in ("C_CONTIGUOUS", "F_CONTIGUOUS")):
         raise ValueError("Invalid value for argument out: expected the memory layout (C or F order) of x.")
     same = array.__array_interface__["data"][0] == x.__array_interface__["data"][0]
     if not same and np.may_share_memory(array, x):

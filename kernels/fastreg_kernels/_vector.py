@@ -252,13 +252,14 @@ def total(typingctx, v):
 
 @intrinsic
 def signed(typingctx, magnitude, v):
-    """`magnitude * sign(v)` for a non-negative scalar; where `v` is ±0 or NaN, `magnitude * v`."""
+    """`magnitude * sign(v)` for a scalar, with sign(±0) = +0; where `v` is NaN, NaN."""
 
     def codegen(context, builder, signature, args):
         dtype = signature.return_type.dtype
         scalar, value = _splat(builder, args[0]), args[1]
         nonzero = builder.fcmp_ordered("!=", value, _zeros(dtype))
-        return builder.select(nonzero, _copysign(builder, scalar, value, dtype), builder.fmul(scalar, value))
+        otherwise = builder.fmul(scalar, _magnitude(builder, value, dtype))
+        return builder.select(nonzero, _copysign(builder, scalar, value, dtype), otherwise)
 
     return v(v.dtype, v), codegen
 
@@ -286,12 +287,15 @@ def _copysign(builder: Any, magnitude: Any, value: Any, dtype: Any) -> Any:
 @intrinsic
 def _abs(typingctx, v):
     def codegen(context, builder, signature, args):
-        dtype = signature.return_type.dtype
-        bits = ir.VectorType(_BITS[dtype], LANES)
-        mask = ir.Constant(bits, [(1 << (dtype.bitwidth - 1)) - 1] * LANES)
-        return builder.bitcast(builder.and_(builder.bitcast(args[0], bits), mask), _llvm_type(dtype))
+        return _magnitude(builder, args[0], signature.return_type.dtype)
 
     return v(v), codegen
+
+
+def _magnitude(builder: Any, value: Any, dtype: Any) -> Any:
+    bits = ir.VectorType(_BITS[dtype], LANES)
+    mask = ir.Constant(bits, [(1 << (dtype.bitwidth - 1)) - 1] * LANES)
+    return builder.bitcast(builder.and_(builder.bitcast(value, bits), mask), _llvm_type(dtype))
 
 
 def _arithmetic(instruction: str) -> Any:

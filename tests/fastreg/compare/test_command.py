@@ -1,0 +1,132 @@
+"""`fastreg compare` from the command line to the verdict."""
+
+import math
+
+import numpy as np
+import pytest
+
+from fastreg import cli
+from fastreg.compare import session
+from fastreg.compare.session import Outcome, Side
+from fastreg.compare.weights import Difference
+
+
+@pytest.fixture
+def csv(tmp_path):
+    generator = np.random.default_rng(0)
+    lines = ["user,item,rating,genres"]
+    for _ in range(200):
+        user, item, rating = generator.integers(0, [9, 8, 6])
+        lines.append(f"{user},{item},{rating},{'Drama|War' if item % 2 else 'Comedy'}")
+    path = tmp_path / "ratings.csv"
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return str(path)
+
+
+SMALL = ["--rows", "200", "--dim", "4", "--batch-size", "20", "--steps", "4", "--warmup", "1"]
+
+
+def outcome(capsys, *arguments):
+    try:
+        code = cli.main(["compare", *arguments])
+    except SystemExit as leaving:
+        code = leaving.code
+    return (code, *capsys.readouterr())
+
+
+def test_two_models_that_agree(capsys, csv):
+    code, out, err = outcome(capsys, "--ratings", csv, *SMALL)
+    assert code == 0, err
+    assert "200 ratings of 8 items by 9 users" in out
+    assert "validation RMSE" in out
+    assert "peak memory in training" in out
+    assert "whole step, speed-up:" in out
+    assert "the models agree" in out
+    assert "No kernel ran" in out  # tables so small are below the crossover, which is said
+    assert f"fastreg compare --ratings {csv}" in out
+
+
+def test_two_models_that_agree_on_kernels(capsys, csv, monkeypatch):
+    monkeypatch.setenv("FASTREG_BRIDGE", "py_function")
+    code, out, err = outcome(capsys, "--ratings", csv, *SMALL, "--eager", "--optimizer", "adagrad")
+    assert code == 0, err
+    assert "No kernel ran" not in out
+    assert "the models agree" in out
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """Results without training."""
+
+    def pretend(**difference):
+        result = {"loss": 1.0, "penalty": 1.0, "rmse": 1.0, "peak_memory": 1, "kernel_calls": 1, "choices": []}
+        side = Side({"memory_before": None}, [np.ones(2)], result)
+        values = {"relative": 0.0, "weight": "table", "beyond": 0, "elements": 10} | difference
+        monkeypatch.setattr(session, "run", lambda *_: Outcome(side, side, Difference(**values)))
+
+    return pretend
+
+
+@pytest.mark.parametrize(
+    ("difference", "code", "said"),
+    [
+        ({}, 0, "identical"),
+        ({"relative": 1e-7}, 0, "1.0e-07 of max|w| (table), tolerance 1e-05"),
+        ({"relative": 1e-3, "beyond": 4}, 1, "disagree"),
+        ({"relative": math.inf, "beyond": 4}, 1, "diverged: table is not finite"),
+    ],
+)
+def test_verdicts(capsys, csv, trained, difference, code, said):
+    trained(**difference)
+    found, out, err = outcome(capsys, "--ratings", csv, *SMALL)
+    assert found == code
+    assert said in (err if code else out)
+    assert len(err.splitlines()) == code
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (session.WorkerError("the keras process was killed"), 1, "the keras process was killed"),
+        (OSError(28, "No space left on device", "/somewhere"), 1, "/somewhere: No space left on device"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+    ],
+)
+def test_failures(capsys, csv, monkeypatch, error, code, said):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(session, "run", fail)
+    found, _, err = outcome(capsys, "--ratings", csv, *SMALL)
+    assert (found, err) == (code, f"fastreg: {said}\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--rows", "0"], "--rows: expected a positive integer"),
+        (["--rows", str(2**31)], "int32"),
+        (["--dim", "-1"], "--dim"),
+        (["--batch-size", "0"], "--batch-size"),
+        (["--steps", "0"], "--steps"),
+        (["--epochs", "0"], "--epochs"),
+        (["--warmup", "0"], "--warmup"),
+        (["--seed", "-1"], "--seed"),
+        (["--l1", "-0.5"], "--l1"),
+        (["--l2", "nan"], "--l2"),
+        (["--l2", "inf"], "--l2"),
+        (["--tolerance", "-1"], "--tolerance"),
+        (["--regularizer", "l1", "--l2", "0.5"], "--l2 does not apply"),
+        (["--regularizer", "l3"], "l3"),
+        (["--optimizer", "none"], "none"),
+        (["--eager", "--jit"], "exclude each other"),
+        (["--steps", "1", "--epochs", "1"], "not allowed with"),
+        (["--rows", str(2**31 - 1), "--dim", "4096"], "GiB"),
+    ],
+)
+def test_bad_input(capsys, csv, arguments, said):
+    code, out, err = outcome(capsys, "--ratings", csv, *arguments)
+    assert code == cli.EXIT_USAGE
+    assert out == ""
+    assert said in err.splitlines()[-1]
+    assert "Traceback" not in err
