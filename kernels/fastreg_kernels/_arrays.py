@@ -97,7 +97,7 @@ def row_factors(value: Any, name: str, rows: int) -> NDArray[np.float64]:
 def _contiguous(x: Any, name: str) -> NDArray[Any]:
     if not isinstance(x, np.ndarray):
         raise TypeError(f"Invalid type for argument {name}: expected a NumPy array. Received: {type(x).__name__}")
-    if x.dtype.name not in DTYPES:
+    if x.dtype.name not in DTYPES or not x.dtype.isnative:
         raise TypeError(f"Invalid dtype for argument {name}: expected {' or '.join(DTYPES)}. Received: {x.dtype}")
     if not (x.flags.c_contiguous or x.flags.f_contiguous):
         raise ValueError(

@@ -7,6 +7,7 @@ import hashlib
 import os
 import stat
 import tempfile
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -49,9 +50,29 @@ def _compile(function: Callable[..., Any], **flags: Any) -> Any:
     previous = config.CACHE_DIR
     config.CACHE_DIR = str(_CACHE_FOLDER)
     try:
-        return numba.njit(cache=True, **_FLAGS, **flags)(function)
+        dispatcher = numba.njit(cache=True, **_FLAGS, **flags)(function)
     finally:
         config.CACHE_DIR = previous
+    _tolerate_full_disk(dispatcher)
+    return dispatcher
+
+
+def _tolerate_full_disk(dispatcher: Any) -> None:
+    """Have a kernel that was compiled run even if it cannot be kept for the next process, which Numba fails on."""
+    save = dispatcher._cache.save_overload
+
+    def save_overload(signature: Any, data: Any) -> None:
+        try:
+            save(signature, data)
+        except OSError as error:
+            warnings.warn(
+                f"fastreg cannot keep compiled kernels in {_CACHE_FOLDER}: {error.strerror}. The next process will "
+                "compile them anew.",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+
+    dispatcher._cache.save_overload = save_overload
 
 
 def _fingerprint() -> str:
@@ -68,7 +89,8 @@ def _candidates() -> list[Path]:
     with contextlib.suppress(RuntimeError):  # no HOME, and no such user either
         folders.append(Path.home() / ".cache" / "fastreg")
     owner = os.getuid() if hasattr(os, "getuid") else "user"
-    folders.append(Path(tempfile.gettempdir()) / f"fastreg-{owner}")
+    with contextlib.suppress(FileNotFoundError):  # no folder for temporary files
+        folders.append(Path(tempfile.gettempdir()) / f"fastreg-{owner}")
     return folders
 
 

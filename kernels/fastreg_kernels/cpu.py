@@ -230,7 +230,8 @@ def _derivative_of_terms(v, l1, l2):
 
 @jit
 def _soft(v, scale, threshold):
-    magnitude = scale * abs(v) if scale != 0.0 else v - v
+    # A scale of zero skips its term, even for infinities, but no NaN may vanish with it.
+    magnitude = scale * abs(v) if scale != 0.0 else abs(signed(scale, v))
     return soft_threshold(magnitude - threshold, v)
 
 

@@ -37,5 +37,6 @@ def shrink(x: ArrayLike, scale: Any, threshold: Any) -> NDArray[np.float64]:
     wide = np.asarray(x, dtype=np.float64)
     a, b = (np.asarray(v, dtype=np.float64) for v in (scale, threshold))
     a, b = (v if v.ndim == 0 else v.reshape(-1, *(1,) * (wide.ndim - 1)) for v in (a, b))
-    magnitude = np.where(a == 0, 0.0, a * np.abs(wide))  # a scale of zero skips its term, whatever x is
+    # A scale of zero skips its term, even for infinities, but no NaN may vanish with it.
+    magnitude = np.where((a == 0) & ~np.isnan(wide), 0.0, a * np.abs(wide))
     return np.where(magnitude <= b, 0.0, np.sign(wide) * (magnitude - b))
