@@ -25,8 +25,8 @@ from fastreg import _buffers
 
 BRIDGES = ("auto", "py_function", "tensorflow")
 
-GRAPH_CROSSOVER = 1 << 22
-EAGER_CROSSOVER = 1 << 20
+GRAPH_CROSSOVER = 1 << 21
+EAGER_CROSSOVER = 1
 """Elements from which the kernels are faster than TensorFlow's ops in spite of the fixed cost of reaching them.
 
 Derived by `fastreg bench --suite crossover`, which prints both.

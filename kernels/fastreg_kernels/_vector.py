@@ -238,6 +238,25 @@ def widen(typingctx, v):
 
 
 @intrinsic
+def add_squares(typingctx, sums, v):
+    """`sums + v * v` in float64, rounded once where `v` is narrower, and so everywhere the same.
+
+    The product of two float32 numbers is exact in float64. A processor that multiplies and adds in one instruction,
+    which halves the work here, therefore has no other bits than one that does not. Squares of float64 numbers are
+    rounded on their own everywhere.
+    """
+
+    def codegen(context, builder, signature, args):
+        sums, values = args
+        if signature.args[1].dtype == types.float64:
+            return builder.fadd(sums, builder.fmul(values, values))
+        wide = builder.fpext(values, _llvm_type(types.float64))
+        return builder.fadd(sums, builder.fmul(wide, wide, flags=("contract",)), flags=("contract",))
+
+    return sums(sums, v), codegen
+
+
+@intrinsic
 def total(typingctx, v):
     """The sum of the lanes of a float64 vector, first to last."""
 

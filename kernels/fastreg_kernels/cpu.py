@@ -19,6 +19,7 @@ from fastreg_kernels._jit import jit, parallel_jit
 from fastreg_kernels._vector import (
     LANES,
     STREAM_ALIGNMENT,
+    add_squares,
     fence,
     load,
     load_first,
@@ -210,8 +211,8 @@ def _written(result: NDArray[Any], x: NDArray[Any]) -> tuple[NDArray[Any], bool 
 
 @jit
 def _accumulate(v, sum_abs, sum_sq):
-    magnitude = widen(abs(v))
-    return sum_abs + magnitude, sum_sq + magnitude * magnitude
+    magnitude = abs(v)
+    return sum_abs + widen(magnitude), add_squares(sum_sq, magnitude)
 
 
 def _derivative(v, l1, l2):
