@@ -2,7 +2,7 @@
 
 A `Vector` is one LLVM value `<LANES x dtype>`. LLVM splits it over whatever registers the processor has (SSE, AVX2,
 AVX-512, NEON), so one source serves every width and the arithmetic of each lane, hence every result, has the same bits
-on all of them: no contraction into fused multiply-add, no reassociation.
+on all of them: no reassociation, and fused multiply-add only where it changes no bit (`add_squares`).
 
 Numba offers neither explicit vectors nor non-temporal stores; `numba.extending.intrinsic` lets us emit both.
 """

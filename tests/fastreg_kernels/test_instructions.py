@@ -1,4 +1,5 @@
-"""The instructions that the kernels become: whole registers, stores past the caches, no fused multiply-add."""
+"""The instructions that the kernels become: whole registers, stores past the caches, and fused multiply-add only where
+the product is exact, so that no bit depends on it."""
 
 import platform
 
@@ -33,7 +34,7 @@ for label, (kernel, signature) in kernels.items():
     kernel.compile(signature)
     code = kernel.inspect_asm(kernel.signatures[-1])
     streamed = len(re.findall(r"\\bv?movnt", code))
-    fused = len(re.findall(r"\\bvfn?m(?:add|sub)", code))
+    fused = "".join(sorted(set(re.findall(r"\\bvfn?m(?:add|sub)\\w*(p[sd])", code)))) or "none"
     fences = len(re.findall(r"\\bmfence|\\block\\s+or", code))
     packed = set(re.findall(r"%([xyz]mm)", code))
     print(label, streamed > 0, fences > 0, fused, max(packed))
@@ -50,10 +51,12 @@ def test_each_kernel(run_python, tmp_path, processor, features, register, dtype)
         pytest.skip("this processor does not convert float16")
     variables = {"NUMBA_CPU_NAME": processor, "NUMBA_CPU_FEATURES": features, "NUMBA_CACHE_DIR": tmp_path}
     lines = [line.split() for line in run_python(ASSEMBLY, dtype, **variables).splitlines()]
+    # Squares of what is narrower than float64, and nothing else: no product of the gradient.
+    squares = "pd" if "+fma" in features and dtype != "float64" else "none"
     assert lines == [
-        ["_sums", "False", "False", "0", register],
-        ["_gradient", "True", "True", "0", register],
-        ["_both", "True", "True", "0", register],
-        ["_shrink", "True", "True", "0", register],
-        ["unstreamed", "False", "False", "0", register],
+        ["_sums", "False", "False", squares, register],
+        ["_gradient", "True", "True", "none", register],
+        ["_both", "True", "True", squares, register],
+        ["_shrink", "True", "True", "none", register],
+        ["unstreamed", "False", "False", "none", register],
     ]
