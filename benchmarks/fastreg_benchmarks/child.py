@@ -56,6 +56,41 @@ def memory(provider: str, mode: str, what: str, size: int, dtype: str) -> int | 
         return None
 
 
+def fit(provider: str, rows: int, dim: int, allowed: int) -> int | None:
+    """Bytes by which peak memory grows in three steps of `fit` of an embedding, table included; None if it fails.
+
+    The process may map `allowed` bytes more than it has mapped when it begins.
+    """
+    import resource
+
+    import keras as k
+    import numpy as np
+    import tensorflow as tf
+
+    import fastreg
+
+    def train(rows: int) -> None:
+        regularizer = {"keras": k.regularizers, "fastreg": fastreg}[provider].L1L2(1e-6, 1e-6)
+        table = k.layers.Embedding(rows, dim, embeddings_initializer="ones", embeddings_regularizer=regularizer)
+        model = k.Sequential([k.Input((4,), dtype="int32"), table, k.layers.GlobalAveragePooling1D()])
+        model.compile(k.optimizers.SGD(0.1), "mse", jit_compile=False)
+        ids = np.random.default_rng(0).integers(0, rows, (96, 4), np.int32)
+        model.fit(ids, np.zeros((96, dim), np.float32), batch_size=32, verbose=0)
+
+    fastreg.set_bridge("py_function")
+    train(8)  # libraries and threads are not what is measured
+    fastreg.set_bridge("auto")
+    mapped = _status("VmSize")
+    resource.setrlimit(resource.RLIMIT_AS, (mapped + allowed, mapped + allowed))
+    Path("/proc/self/clear_refs").write_text("5")  # peak memory starts from here
+    before = _status("VmRSS")
+    try:
+        train(rows)
+    except (MemoryError, tf.errors.ResourceExhaustedError):
+        return None
+    return _status("VmHWM") - before
+
+
 def keras(size: int, dtype: str, seconds: float) -> dict[str, float]:
     """Median seconds of Keras's value and gradient in each mode; for environments that have to be set beforehand."""
     import numpy as np
@@ -115,7 +150,7 @@ def _status(name: str) -> int:
     raise OSError(f"no {name} in /proc/self/status")
 
 
-TASKS = {task.__name__: task for task in (memory, keras, start_up, bits)}
+TASKS = {task.__name__: task for task in (memory, fit, keras, start_up, bits)}
 
 if __name__ == "__main__":
     print(json.dumps(TASKS[sys.argv[1]](**json.loads(sys.argv[2]))))

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from fastreg.cli import UsageError
-from fastreg_benchmarks import bandwidth, crossover, environment, limits, penalty, report, results
+from fastreg_benchmarks import bandwidth, crossover, environment, limits, penalty, report, results, steps
 from fastreg_benchmarks.cases import DTYPES, VALUE, Case
 from fastreg_benchmarks.measure import require_memory
 from fastreg_benchmarks.providers import DEFAULT_MODES, EAGER, FUNCTION, MODES, PROVIDERS, plan
@@ -20,7 +20,7 @@ from fastreg_benchmarks.settings import Settings
 
 DESCRIPTION = "measure penalties against Keras, NumPy and the machine's memory bandwidth"
 
-SUITES: dict[str, Any] = {"penalty": penalty, "crossover": crossover, "limits": limits}
+SUITES: dict[str, Any] = {"penalty": penalty, "crossover": crossover, "limits": limits, "steps": steps}
 
 SIZES = (1, 100, 10_000, 1_000_000, 2**22, 2**26)
 QUICK_SIZES = (1, 10_000, 2**22)
@@ -32,6 +32,7 @@ _APPLICABLE = {
     "penalty": {"sizes", "dtypes", "modes", "providers", "warm", "plot"},
     "crossover": {"sizes", "dtypes", "modes", "warm"},
     "limits": set(),
+    "steps": set(),
 }
 """Options that a suite does not fix itself."""
 

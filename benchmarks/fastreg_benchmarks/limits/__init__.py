@@ -8,17 +8,21 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 
 from rich.console import Console
 
 from fastreg_benchmarks import check, report, results
 from fastreg_benchmarks.limits import kernels, processes, training
+from fastreg_benchmarks.limits.lines import Line
 from fastreg_benchmarks.measure import release
 from fastreg_benchmarks.results import LimitRow
 from fastreg_benchmarks.settings import Settings
 
 ROW_TYPE = LimitRow
+
+Part = Callable[[Settings], Iterable[Line]]
 
 PARTS = (
     kernels.shares,
@@ -32,8 +36,13 @@ PARTS = (
 
 def run(settings: Settings, console: Console) -> int:
     """Measure all targets; the exit code is 1 if a result was wrong. A target that is missed is reported, no more."""
+    return run_parts(PARTS, settings, console)
+
+
+def run_parts(parts: Sequence[Part], settings: Settings, console: Console) -> int:
+    """Measure lines part by part, print and keep them; the exit code is 1 if a result was wrong."""
     rows: list[LimitRow] = []
-    for part in PARTS:
+    for part in parts:
         measured = []
         for line in part(settings):
             measured.append(LimitRow(**asdict(settings.environment), **line._asdict()))
