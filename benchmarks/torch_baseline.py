@@ -1,4 +1,4 @@
-"""PyTorch's penalty and gradient, eager and by torch.compile, beside the kernels: `python benchmarks/torch_baseline.py`.
+"""PyTorch's penalty and gradient, eager and compiled, beside the kernels: `python benchmarks/torch_baseline.py`.
 
 PyTorch is no dependency: install it by hand, into an environment that has fastreg.
 """
