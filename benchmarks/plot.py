@@ -1,7 +1,7 @@
-"""Draw benchmarks/results/penalty.png from the newest run in penalty.csv, or print the README's table (`--table`)."""
+"""Draw benchmarks/results/penalty.png and refresh the tables of README.md and docs from the newest results."""
 
 import sys
 
-from fastreg_benchmarks import figures
+from fastreg_benchmarks import documents
 
-sys.exit(figures.main())
+sys.exit(documents.main())

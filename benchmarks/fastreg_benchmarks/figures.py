@@ -1,15 +1,12 @@
-"""The plot and the README's table from the results of the suite `penalty`."""
+"""The plot of the suite `penalty`."""
 
 from __future__ import annotations
 
-import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fastreg.cli import EXIT_USAGE, UsageError
-from fastreg_benchmarks import environment, report, results
+from fastreg.cli import UsageError
 from fastreg_benchmarks.cases import VALUE_AND_GRADIENT
 from fastreg_benchmarks.providers import DEFAULT_MODES, DIRECT, EAGER, FUNCTION, JIT
 from fastreg_benchmarks.results import Row
@@ -18,28 +15,6 @@ from fastreg_benchmarks.results import Row
 _KERAS_STYLES = {EAGER: ("#E69F00", "s", ":"), FUNCTION: ("#D55E00", "o", "--"), JIT: ("#CC79A7", "^", "-.")}
 _FASTREG_STYLES = {EAGER: ("#56B4E9", "s", "-"), FUNCTION: ("#0072B2", "o", "-"), JIT: ("#7F7F7F", "^", "-")}
 _KERNEL_STYLE = ("#009E73", "D", "-")
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Draw or print the newest run of a CSV file."""
-    root = environment.checkout()
-    folder = Path() if root is None else root / "benchmarks" / "results"
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--csv", type=Path, default=folder / "penalty.csv", help="results; default: %(default)s")
-    parser.add_argument("--output", type=Path, default=folder / "penalty.png", help="picture; default: %(default)s")
-    parser.add_argument("--table", action="store_true", help="print the README's table and draw nothing")
-    options = parser.parse_args(arguments)
-    try:
-        rows = results.newest_run(results.read(options.csv, Row))
-        if options.table:
-            print(report.readme_table(rows))
-        else:
-            plot(rows, options.output)
-            print(options.output)
-    except UsageError as error:
-        print(f"{parser.prog}: error: {error}", file=sys.stderr)
-        return EXIT_USAGE
-    return 0
 
 
 def plot(rows: Sequence[Row], path: Path) -> None:

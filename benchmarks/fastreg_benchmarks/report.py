@@ -13,7 +13,7 @@ from fastreg_benchmarks import check
 from fastreg_benchmarks.bandwidth import Bandwidth
 from fastreg_benchmarks.cases import VALUE_AND_GRADIENT
 from fastreg_benchmarks.environment import Environment
-from fastreg_benchmarks.providers import DEFAULT_MODES, FUNCTION
+from fastreg_benchmarks.providers import DEFAULT_MODES, EAGER, FUNCTION
 from fastreg_benchmarks.results import LimitRow, Row
 
 _WIDTH = 144
@@ -81,6 +81,21 @@ def limits_table(rows: Sequence[LimitRow]) -> Table:
     return table
 
 
+def limits_markdown(rows: Sequence[LimitRow]) -> str:
+    """Targets, what was measured and verdicts of one run, as Markdown."""
+    if not rows:
+        raise UsageError("no run of targets to print")
+    return "\n".join(
+        [
+            "| target | of | measured | verdict |",
+            "|---|---|---|---|",
+            *(f"| {row.target} | {row.what} | {row.measured} | {row.verdict} |" for row in rows),
+            "",
+            _origin(rows[0]),
+        ]
+    )
+
+
 def readme_table(rows: Sequence[Row]) -> str:
     """Value and gradient in float32, of one run, as Markdown.
 
@@ -94,29 +109,30 @@ def readme_table(rows: Sequence[Row]) -> str:
     for size in sorted({row.size for row in chosen}):
         by_name = {(row.provider, row.mode): row for row in chosen if row.size == size}
         keras = [by_name[key] for mode in DEFAULT_MODES if (key := ("keras", mode)) in by_name]
-        ours = by_name.get(("fastreg", FUNCTION))
-        if ours is None or ours.mode_speedup is None or not keras:
+        eager, ours = by_name.get(("fastreg", EAGER)), by_name.get(("fastreg", FUNCTION))
+        if eager is None or ours is None or eager.mode_speedup is None or ours.mode_speedup is None or not keras:
             continue
         fastest = min(keras, key=lambda row: row.p50_s)
         cells = [f"{size:,}"]
         cells += [f"**{duration(row.p50_s)}**" if row is fastest else duration(row.p50_s) for row in keras]
-        cells += [duration(ours.p50_s), f"{ours.mode_speedup:.1f}x", f"{ours.speedup:.1f}x"]
-        cells += [f"{ours.limit_share:.0%}", ours.bridge]
+        cells += [duration(eager.p50_s), f"{eager.mode_speedup:.1f}x", eager.bridge]
+        cells += [duration(ours.p50_s), f"{ours.mode_speedup:.1f}x", ours.bridge, f"{ours.speedup:.1f}x"]
+        cells.append(f"{ours.limit_share:.0%}")
         lines.append((tuple(row.mode for row in keras), cells))
     modes = {modes for modes, _ in lines}
     if len(modes) != 1:
-        raise UsageError("no run with float32, value+gradient, Keras and fastreg in tf.function for all sizes")
+        raise UsageError("no run with float32, value+gradient, Keras and fastreg in both modes for all sizes")
     columns = ["elements", *(f"Keras, {mode}" for mode in modes.pop())]
-    columns += ["fastreg, tf.function", "x Keras, tf.function", "x best Keras", "of memory limit", "served by"]
+    columns += ["fastreg, eager", "x Keras, eager", "served by"]
+    columns += ["fastreg, tf.function", "x Keras, tf.function", "served by", "x best Keras", "of memory limit"]
     environment = chosen[0]
     return "\n".join(
         [
             f"| {' | '.join(columns)} |",
-            f"|{'---:|' * (len(columns) - 1)}---|",
+            f"|{'---:|' * len(columns)}",
             *(f"| {' | '.join(cells)} |" for _, cells in lines),
             "",
-            f"Value and gradient, float32, medians. {_machine(environment)}; {environment.date[:10]}"
-            + (f", commit {environment.commit}." if environment.commit else "."),
+            f"Value and gradient, float32, medians. {_origin(environment)}",
         ]
     )
 
@@ -139,6 +155,11 @@ def _times(value: float | None, low: float | None, high: float | None) -> str:
         return "-"
     digits = 2 if value < 10 else 1
     return f"{value:.{digits}f} ({low:.{digits}f}-{high:.{digits}f})"
+
+
+def _origin(environment: Environment) -> str:
+    commit = f", commit {environment.commit}" if environment.commit else ""
+    return f"{_machine(environment)}; {environment.date[:10]}{commit}."
 
 
 def _machine(environment: Environment) -> str:

@@ -1,5 +1,5 @@
 import pytest
-from fastreg_benchmarks import figures, results
+from fastreg_benchmarks import figures
 from fastreg_benchmarks.providers import DEFAULT_MODES
 
 from fastreg.cli import UsageError
@@ -30,13 +30,6 @@ def test_plot_is_written(run_rows, tmp_path):
 def test_plot_of_little(run_rows, tmp_path):
     figures.plot([row for row in run_rows if row.provider == "kernel" and row.size == 100], tmp_path / "plot.png")
     assert is_small_png(tmp_path / "plot.png")
-
-
-def test_command_draws_the_newest_run(run_rows, tmp_path, capsys):
-    results.append(tmp_path / "rows.csv", run_rows)
-    output = tmp_path / "plot.png"
-    assert figures.main(["--csv", str(tmp_path / "rows.csv"), "--output", str(output)]) == 0
-    assert is_small_png(output)
 
 
 def test_nothing_to_draw(make_row, tmp_path):

@@ -199,3 +199,12 @@ def test_more_elements_than_an_int32_counts():
     x = np.zeros(2**31 + 5, np.float32)
     x[[0, 2**30, 2**31 - 1, 2**31, -1]] = [1.0, -2.0, 4.0, -8.0, 16.0]
     np.testing.assert_array_equal(forward(x), [31.0, 341.0])
+
+
+@pytest.mark.large
+@pytest.mark.parametrize("dtype", [name for name in DTYPES if name in ("float16", "bfloat16")])
+def test_more_half_elements_than_an_int32_counts(dtype):
+    """Both sums are far beyond what the dtype, or float32, could count up to; they are exact."""
+    x = np.full(2**31 + 5, 3.0, dtype)
+    x[-1] = -5.0
+    np.testing.assert_array_equal(forward(x), [3.0 * (2**31 + 4) + 5.0, 9.0 * (2**31 + 4) + 25.0])

@@ -1,0 +1,67 @@
+"""Figures in the project's documents: drawn and printed from the newest results, never typed.
+
+A document holds a suite's table between the lines `<!-- SUITE -->` and `<!-- /SUITE -->`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from fastreg.cli import EXIT_USAGE, UsageError
+from fastreg_benchmarks import environment, figures, report, results
+from fastreg_benchmarks.results import LimitRow, Row
+
+DOCUMENTS = ("README.md", "docs/performance.md")
+
+TABLES: dict[str, tuple[type[Any], Callable[[Any], str]]] = {
+    "penalty": (Row, report.readme_table),
+    "limits": (LimitRow, report.limits_markdown),
+    "steps": (LimitRow, report.limits_markdown),
+}
+"""By suite: the rows of its CSV file, and what prints them."""
+
+_MARKED = re.compile(r"^<!-- (\w+) -->$.*?^<!-- /\1 -->$", re.DOTALL | re.MULTILINE)
+
+
+def refreshed(text: str, folder: Path) -> str:
+    """A document with each of its tables printed anew from the newest run in the CSV files of a folder.
+
+    Raises
+    ------
+    UsageError
+        If a table's results are missing or unreadable, or no suite has its name.
+    """
+
+    def table(match: re.Match[str]) -> str:
+        suite = match[1]
+        if suite not in TABLES:
+            raise UsageError(f"no suite {suite} for the table <!-- {suite} -->")
+        row_type, printed = TABLES[suite]
+        rows = results.newest_run(results.read(folder / f"{suite}.csv", row_type))
+        return f"<!-- {suite} -->\n\n{printed(rows)}\n\n<!-- /{suite} -->"
+
+    return _MARKED.sub(table, text)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Draw the plot and print all tables into the documents of the checkout."""
+    parser = argparse.ArgumentParser(description="Draw the plot and refresh the tables of README.md and docs.")
+    parser.parse_args(arguments)
+    root = environment.checkout()
+    try:
+        if root is None:
+            raise UsageError("not in a checkout of the project")
+        folder = root / "benchmarks" / "results"
+        figures.plot(results.newest_run(results.read(folder / "penalty.csv", Row)), folder / "penalty.png")
+        for name in DOCUMENTS:
+            document = root / name
+            document.write_text(refreshed(document.read_text(encoding="utf-8"), folder), encoding="utf-8")
+    except UsageError as error:
+        print(f"{parser.prog}: error: {error}", file=sys.stderr)
+        return EXIT_USAGE
+    return 0
