@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import fastreg_kernels
 import keras
+import numpy as np
 import tensorflow as tf
 
+from fastreg import _bridge, _buffers
 from fastreg._lazy.formulas import arithmetic_dtype
 
 
@@ -29,7 +32,32 @@ def reduced(gradient: Any, path: str) -> tf.IndexedSlices:
     if _is_unique(gradient.indices):
         return tf.IndexedSlices(values, gradient.indices)
     unique, positions = tf.unique(gradient.indices)
-    return tf.IndexedSlices(tf.math.unsorted_segment_sum(values, positions, tf.size(unique)), unique)
+    return tf.IndexedSlices(sum_rows(values, positions, tf.size(unique)), unique)
+
+
+def sum_rows(values: tf.Tensor, positions: tf.Tensor, count: tf.Tensor) -> tf.Tensor:
+    """Sums of the rows that have the same position, in the arithmetic dtype; differentiable.
+
+    By the kernel of that name, except under XLA.
+    """
+    dtype = arithmetic_dtype(values.dtype)
+    if _bridge.in_xla():
+        return tf.math.unsorted_segment_sum(tf.cast(values, dtype), positions, count)
+
+    @tf.custom_gradient
+    def summed(values: tf.Tensor) -> Any:
+        (sums,) = _bridge.call(_sum_rows, [values, positions, count], [(None, values.shape[1])], [dtype])
+        return sums, lambda upstream: tf.cast(tf.gather(upstream, positions), values.dtype)
+
+    return summed(values)
+
+
+def _sum_rows(values: tf.Tensor, positions: tf.Tensor, count: tf.Tensor) -> tuple[tf.Tensor]:
+    array = _bridge.host_array(values)
+    buffer = _buffers.pool.take((int(count), array.shape[1]), np.dtype(arithmetic_dtype(values.dtype).as_numpy_dtype))
+    fastreg_kernels.sum_rows(array, _bridge.host_array(positions), int(count), out=buffer)
+    _bridge.statistics.count_kernel_call()
+    return (_bridge.tensor(buffer),)
 
 
 def all_finite(gradients: Sequence[Any]) -> tf.Tensor:

@@ -64,6 +64,32 @@ def true_sums(table: tf.Tensor, stamps: tf.Tensor, clock: tf.Tensor, dtype: tf.D
     return sums
 
 
+def update(
+    table: tf.Tensor,
+    stamps: tf.Tensor,
+    clock: tf.Tensor,
+    rows: tf.Tensor,
+    step: tf.Tensor,
+    dtype: tf.DType,
+    sums: bool,
+) -> float:
+    """Bring some rows to the time of `clock`, a value, and subtract a step from them.
+
+    Returns
+    -------
+    float
+        What the step, not the shrink, adds to the sum of squares, if `sums`.
+    """
+    product, total = clock.numpy()
+    indices = _bridge.host_array(rows)
+    with writable(table, dtype) as weights, writable(stamps, tf.float64) as marks:
+        factors = _factors(product, total, marks[indices])
+        change = fastreg_kernels.shrink_and_subtract(weights, indices, *factors, _bridge.host_array(step), sums)
+        marks[indices] = product, total
+    _bridge.statistics.count_kernel_call()
+    return change
+
+
 def zeros(table: tf.Tensor, dtype: tf.DType) -> int:
     """How many stored weights are exactly zero."""
     with writable(table, dtype) as rows:

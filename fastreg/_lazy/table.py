@@ -13,6 +13,7 @@ from tensorflow.python.saved_model import save_context
 
 from fastreg import _bridge
 from fastreg._lazy import formulas, memory
+from fastreg._lazy.gradients import sum_rows
 from fastreg.regularizers import _Penalty
 
 _UNKNOWN = 1 << 62
@@ -183,7 +184,9 @@ class LazyTable(keras.Variable):  # type: ignore[misc]
     def refresh_if_older(self, steps: int) -> None:
         """Compute the sums by a pass over the table if they were last known at least so many steps ago."""
         handles, dtype = self._handles(), self._value.dtype
-        old = (self._age.read_value() >= steps) | (self._sums.read_value()[0] < 0.0)
+        old = self._age.read_value() >= steps
+        if self.factors[0] != 0.0:
+            old |= self._sums.read_value()[0] < 0.0  # untracked
 
         def sums(*handles: tf.Tensor) -> tuple[tf.Tensor]:
             return (tf.constant(memory.true_sums(*handles, dtype)),)
@@ -222,15 +225,12 @@ class LazyTable(keras.Variable):  # type: ignore[misc]
         clock = formulas.advance(before, learning_rate, l1, l2)
         change = tf.zeros((), tf.float64)
         if unique is not None and step is not None:
-            stored, stamps = self._value.sparse_read(unique), self._stamps.sparse_read(unique)
-            scale, threshold = formulas.factors(clock, stamps)
-            wide = tf.cast(stored, formulas.arithmetic_dtype(stored.dtype))
-            rows = tf.cast(formulas.shrink(wide, scale, threshold) - step(), stored.dtype)
-            if tracked:
-                shrunk = formulas.shrink(tf.cast(stored, tf.float64), scale, threshold)
-                change = tf.reduce_sum(tf.square(tf.cast(rows, tf.float64)) - tf.square(shrunk))
-            self._value.scatter_update(tf.IndexedSlices(rows, unique))
-            self._stamps.scatter_update(tf.IndexedSlices(tf.broadcast_to(clock, tf.shape(stamps)), unique))
+            handles, dtype = [self._value.handle, self._stamps.handle], self._value.dtype
+
+            def update(*inputs: tf.Tensor) -> tuple[tf.Tensor]:
+                return (tf.constant(memory.update(*inputs, dtype, tracked), tf.float64),)
+
+            (change,) = _bridge.call(update, [*handles, clock, unique, step()], [()], [tf.float64])
         self._clock.assign(clock)
         if tracked:
             squares = self._sums.read_value()[1] * tf.square(clock[0] / before[0]) + change
@@ -281,8 +281,7 @@ def _true_rows(
         result = tf.gather(tf.cast(tf.cast(shrunk, stored.dtype), dtype), positions)
 
         def backward(upstream: tf.Tensor) -> tf.Tensor:
-            flat = tf.reshape(tf.cast(upstream, arithmetic), [-1, width])
-            return tf.cast(tf.math.unsorted_segment_sum(flat, positions, count), stored.dtype)
+            return tf.cast(sum_rows(tf.reshape(upstream, [-1, width]), positions, count), stored.dtype)
 
         return result, backward
 

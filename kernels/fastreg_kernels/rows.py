@@ -1,0 +1,205 @@
+"""Kernels for tables of which a few rows are touched: sums of duplicate rows, and shrink-and-subtract in place."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import prange
+from numpy.typing import NDArray
+
+from fastreg_kernels import _arrays, _threads
+from fastreg_kernels._jit import jit, parallel_jit
+from fastreg_kernels._vector import LANES, load, load_first, soft_threshold, store, store_first, total, widen, zeros
+
+PARALLEL_MIN_ELEMENTS = 1 << 16
+"""With fewer elements than this, waking the threads costs more than they save."""
+
+
+def sum_rows(
+    values: NDArray[Any], positions: NDArray[Any], count: int, out: NDArray[Any] | None = None
+) -> NDArray[Any]:
+    """Sums of the rows of `values` that have the same position.
+
+    Parameters
+    ----------
+    values : ndarray of float32, float64, float16 or bfloat16, shape (n, width)
+        C-contiguous.
+    positions : ndarray of int32 or int64, shape (n,)
+        From 0 to `count - 1`.
+    count : int
+        Rows of the result.
+    out : ndarray, optional
+        Of the result's shape and dtype, C-contiguous; a new array if not given.
+
+    Returns
+    -------
+    ndarray of shape (count, width)
+        `out[p] = sum of values[i] with positions[i] == p`, zero where there are none. Added in the order of i, in the
+        dtype of `values`, or in float32 for the half types; the bits do not depend on the number of threads.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument has another type, dtype, shape, layout or range.
+    """
+    flat, width = _rows(values, "values")
+    dtype = _arrays.arithmetic_dtype(values.dtype)
+    result = np.empty((count, width), dtype) if out is None else out
+    if result.shape != (count, width) or result.dtype != dtype or not result.flags.c_contiguous:
+        raise ValueError(
+            f"Invalid value for argument out: expected a C-contiguous array of shape {(count, width)} and dtype {dtype}. "
+            f"Received: shape {result.shape}, dtype {result.dtype}"
+        )
+    where = _indices(positions, "positions", len(values), count)
+    result.fill(0)
+    blocks = -(-width // LANES)
+    # Threads share the columns, not the rows: each position is then one thread's, however uneven positions are.
+    threads = min(_threads_for(flat.size), blocks)
+    if threads == 1:
+        _sum(0, blocks, flat, where, result.reshape(-1), width)
+    else:
+        with _threads.mask(threads):
+            _sum_parallel(threads, blocks, flat, where, result.reshape(-1), width)
+    return result
+
+
+def shrink_and_subtract(
+    x: NDArray[Any], rows: NDArray[Any], scale: NDArray[Any], threshold: NDArray[Any], step: NDArray[Any], sums: bool
+) -> float:
+    """Replace some rows of `x`, in place, by `sign(x) * max(0, scale * |x| - threshold) - step`.
+
+    Parameters
+    ----------
+    x : ndarray of float32, float64, float16 or bfloat16, shape (count, width)
+        C-contiguous and writable.
+    rows : ndarray of int32 or int64, shape (n,)
+        From 0 to `count - 1`, each at most once.
+    scale, threshold : ndarray of float64, shape (n,)
+        Of each row. Rounded once to the dtype of the arithmetic, which is that of `x`, or float32 for the half types.
+    step : ndarray, shape (n, width)
+        Of the dtype of the arithmetic, C-contiguous.
+    sums : bool
+        Whether the change of the sum of squares is wanted.
+
+    Returns
+    -------
+    float
+        The sum of the squares of the new rows minus that of the shrunk ones, both in float64; 0 if not wanted.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As for `sum_rows`.
+    """
+    _, width = _rows(x, "x")
+    dtype = _arrays.arithmetic_dtype(x.dtype)
+    flat_step, _ = _rows(step, "step")
+    if step.dtype != dtype or step.shape != (len(rows), width):
+        raise ValueError(
+            f"Invalid value for argument step: expected shape {(len(rows), width)} and dtype {dtype}. "
+            f"Received: shape {step.shape}, dtype {step.dtype}"
+        )
+    if not x.flags.writeable:
+        raise ValueError("Invalid value for argument x: expected a writable array. Received: a read-only one")
+    where = _indices(rows, "rows", len(rows), len(x))
+    a, b = (_arrays.row_factors(v, n, len(rows)) for v, n in ((scale, "scale"), (threshold, "threshold")))
+    changes = np.empty(len(rows)) if sums else None
+    arguments = (_arrays.stored(x.reshape(-1)), where, a, b, a.astype(dtype), b.astype(dtype), flat_step, changes, width)
+    threads = min(_threads_for(flat_step.size), len(rows))
+    if threads <= 1:
+        _update(0, len(rows), *arguments)
+    else:
+        with _threads.mask(threads):
+            _update_parallel(threads, len(rows), *arguments)
+    return 0.0 if changes is None else float(changes.sum())
+
+
+def _rows(x: Any, name: str) -> tuple[NDArray[Any], int]:
+    flat = _arrays.flat_input(x)
+    if x.ndim != 2 or not x.flags.c_contiguous:
+        raise ValueError(
+            f"Invalid value for argument {name}: expected two dimensions in C order. Received: shape {x.shape}"
+        )
+    return flat, x.shape[1]
+
+
+def _indices(indices: Any, name: str, size: int, count: int) -> NDArray[Any]:
+    if not isinstance(indices, np.ndarray) or indices.dtype not in (np.int32, np.int64):
+        raise TypeError(f"Invalid type for argument {name}: expected an array of int32 or int64.")
+    if indices.shape != (size,):
+        raise ValueError(f"Invalid value for argument {name}: expected shape {(size,)}. Received: {indices.shape}")
+    if size and not (indices.min() >= 0 and indices.max() < count):
+        raise ValueError(
+            f"Invalid value for argument {name}: expected 0 to {count - 1}. "
+            f"Received: {indices.min()} to {indices.max()}"
+        )
+    view = np.ascontiguousarray(indices).view()
+    view.flags.writeable = False
+    return view
+
+
+def _threads_for(elements: int) -> int:
+    return 1 if elements < PARALLEL_MIN_ELEMENTS else _threads.get_num_threads()
+
+
+@jit
+def _sum(first, last, values, positions, out, width):
+    for i in range(positions.size):
+        source, target = i * width, positions[i] * width
+        for block in range(first, last):
+            column = block * LANES
+            if column + LANES <= width:
+                store(out, target + column, load(out, target + column) + load(values, source + column))
+            else:
+                count = width - column
+                added = load_first(out, target + column, count) + load_first(values, source + column, count)
+                store_first(out, target + column, added, count)
+
+
+@parallel_jit
+def _sum_parallel(threads, blocks, values, positions, out, width):
+    for t in prange(threads):
+        _sum(t * blocks // threads, (t + 1) * blocks // threads, values, positions, out, width)
+
+
+@jit
+def _shrunk(v, scale, threshold):
+    return soft_threshold(scale * abs(v) - threshold, v)
+
+
+@jit
+def _change(old, new, scale, threshold):
+    shrunk, wide = _shrunk(widen(old), scale, threshold), widen(new)
+    return wide * wide - shrunk * shrunk
+
+
+@jit
+def _update(first, last, x, rows, scale, threshold, narrow_scale, narrow_threshold, step, changes, width):
+    tail = width - width % LANES
+    for k in range(first, last):
+        start, source = rows[k] * width, k * width
+        a, b, change = narrow_scale[k], narrow_threshold[k], zeros()
+        for i in range(0, tail, LANES):
+            old = load(x, start + i)
+            store(x, start + i, _shrunk(old, a, b) - load(step, source + i))
+            if changes is not None:  # what was stored, after its rounding
+                change = change + _change(old, load(x, start + i), scale[k], threshold[k])
+        if tail < width:
+            count = width - tail
+            old = load_first(x, start + tail, count)
+            store_first(x, start + tail, _shrunk(old, a, b) - load_first(step, source + tail, count), count)
+            if changes is not None:
+                new = load_first(x, start + tail, count)
+                change = change + _change(old, new, scale[k], threshold[k])
+        if changes is not None:
+            changes[k] = total(change)
+
+
+@parallel_jit
+def _update_parallel(
+    threads, count, x, rows, scale, threshold, narrow_scale, narrow_threshold, step, changes, width
+):
+    for t in prange(threads):
+        first, last = t * count // threads, (t + 1) * count // threads
+        _update(first, last, x, rows, scale, threshold, narrow_scale, narrow_threshold, step, changes, width)
