@@ -81,11 +81,9 @@ def update(
         What the step, not the shrink, adds to the sum of squares, if `sums`.
     """
     product, total = clock.numpy()
-    indices = _bridge.host_array(rows)
+    indices, steps = _bridge.host_array(rows), _bridge.host_array(step)
     with writable(table, dtype) as weights, writable(stamps, tf.float64) as marks:
-        factors = _factors(product, total, marks[indices])
-        change = fastreg_kernels.shrink_and_subtract(weights, indices, *factors, _bridge.host_array(step), sums)
-        marks[indices] = product, total
+        change = fastreg_kernels.update_rows(weights, marks, indices, product, total, steps, sums)
     _bridge.statistics.count_kernel_call()
     return change
 

@@ -1,4 +1,4 @@
-"""Kernels for tables of which a few rows are touched: sums of duplicate rows, and shrink-and-subtract in place."""
+"""Kernels for tables of which a few rows are touched: sums of duplicate rows, and the lazy update in place."""
 
 from __future__ import annotations
 
@@ -46,11 +46,7 @@ def sum_rows(
     flat, width = _rows(values, "values")
     dtype = _arrays.arithmetic_dtype(values.dtype)
     result = np.empty((count, width), dtype) if out is None else out
-    if result.shape != (count, width) or result.dtype != dtype or not result.flags.c_contiguous:
-        raise ValueError(
-            f"Invalid value for argument out: expected a C-contiguous array of shape {(count, width)} and dtype {dtype}. "
-            f"Received: shape {result.shape}, dtype {result.dtype}"
-        )
+    _expect(result, "out", (count, width), dtype)
     where = _indices(positions, "positions", len(values), count)
     result.fill(0)
     blocks = -(-width // LANES)
@@ -64,21 +60,33 @@ def sum_rows(
     return result
 
 
-def shrink_and_subtract(
-    x: NDArray[Any], rows: NDArray[Any], scale: NDArray[Any], threshold: NDArray[Any], step: NDArray[Any], sums: bool
+def update_rows(
+    x: NDArray[Any],
+    stamps: NDArray[np.float64],
+    rows: NDArray[Any],
+    product: float,
+    total: float,
+    step: NDArray[Any],
+    sums: bool,
 ) -> float:
-    """Replace some rows of `x`, in place, by `sign(x) * max(0, scale * |x| - threshold) - step`.
+    """Shrink some rows of `x` for the steps since they were last written, subtract a step, and stamp them; in place.
+
+    Row r becomes `sign(x) * max(0, scale * |x| - threshold) - step` with `scale = product / stamps[r, 0]` and
+    `threshold = product * (total - stamps[r, 1])`, and `stamps[r]` becomes `(product, total)`.
 
     Parameters
     ----------
     x : ndarray of float32, float64, float16 or bfloat16, shape (count, width)
         C-contiguous and writable.
+    stamps : ndarray of float64, shape (count, 2)
+        C-contiguous and writable.
     rows : ndarray of int32 or int64, shape (n,)
         From 0 to `count - 1`, each at most once.
-    scale, threshold : ndarray of float64, shape (n,)
-        Of each row. Rounded once to the dtype of the arithmetic, which is that of `x`, or float32 for the half types.
+    product, total : float
+        The running product of scales and the running sum of thresholds over it.
     step : ndarray, shape (n, width)
-        Of the dtype of the arithmetic, C-contiguous.
+        Of the dtype of the arithmetic, which is that of `x`, or float32 for the half types; C-contiguous. Scale and
+        threshold are computed in float64 and rounded once to that dtype.
     sums : bool
         Whether the change of the sum of squares is wanted.
 
@@ -95,17 +103,14 @@ def shrink_and_subtract(
     _, width = _rows(x, "x")
     dtype = _arrays.arithmetic_dtype(x.dtype)
     flat_step, _ = _rows(step, "step")
-    if step.dtype != dtype or step.shape != (len(rows), width):
-        raise ValueError(
-            f"Invalid value for argument step: expected shape {(len(rows), width)} and dtype {dtype}. "
-            f"Received: shape {step.shape}, dtype {step.dtype}"
-        )
-    if not x.flags.writeable:
-        raise ValueError("Invalid value for argument x: expected a writable array. Received: a read-only one")
+    _expect(step, "step", (len(rows), width), dtype)
+    _expect(stamps, "stamps", (len(x), 2), np.dtype(np.float64))
+    for name, array in (("x", x), ("stamps", stamps)):
+        if not array.flags.writeable:
+            raise ValueError(f"Invalid value for argument {name}: expected a writable array. Received: a read-only one")
     where = _indices(rows, "rows", len(rows), len(x))
-    a, b = (_arrays.row_factors(v, n, len(rows)) for v, n in ((scale, "scale"), (threshold, "threshold")))
     changes = np.empty(len(rows)) if sums else None
-    arguments = (_arrays.stored(x.reshape(-1)), where, a, b, a.astype(dtype), b.astype(dtype), flat_step, changes, width)
+    arguments = (_arrays.stored(x.reshape(-1)), stamps, where, float(product), float(total), flat_step, changes, width)
     threads = min(_threads_for(flat_step.size), len(rows))
     if threads <= 1:
         _update(0, len(rows), *arguments)
@@ -113,6 +118,14 @@ def shrink_and_subtract(
         with _threads.mask(threads):
             _update_parallel(threads, len(rows), *arguments)
     return 0.0 if changes is None else float(changes.sum())
+
+
+def _expect(array: NDArray[Any], name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+    if array.shape != shape or array.dtype != dtype or not array.flags.c_contiguous:
+        raise ValueError(
+            f"Invalid value for argument {name}: expected a C-contiguous array of shape {shape} and dtype {dtype}. "
+            f"Received: shape {array.shape}, dtype {array.dtype}"
+        )
 
 
 def _rows(x: Any, name: str) -> tuple[NDArray[Any], int]:
@@ -175,31 +188,32 @@ def _change(old, new, scale, threshold):
 
 
 @jit
-def _update(first, last, x, rows, scale, threshold, narrow_scale, narrow_threshold, step, changes, width):
+def _update(first, last, x, stamps, rows, product, total_threshold, step, changes, width):
     tail = width - width % LANES
     for k in range(first, last):
-        start, source = rows[k] * width, k * width
-        a, b, change = narrow_scale[k], narrow_threshold[k], zeros()
+        row = rows[k]
+        start, source = row * width, k * width
+        scale = product / stamps[row, 0]
+        threshold = product * (total_threshold - stamps[row, 1])
+        stamps[row, 0], stamps[row, 1] = product, total_threshold
+        a, b, change = step.dtype.type(scale), step.dtype.type(threshold), zeros()
         for i in range(0, tail, LANES):
             old = load(x, start + i)
             store(x, start + i, _shrunk(old, a, b) - load(step, source + i))
             if changes is not None:  # what was stored, after its rounding
-                change = change + _change(old, load(x, start + i), scale[k], threshold[k])
+                change = change + _change(old, load(x, start + i), scale, threshold)
         if tail < width:
             count = width - tail
             old = load_first(x, start + tail, count)
             store_first(x, start + tail, _shrunk(old, a, b) - load_first(step, source + tail, count), count)
             if changes is not None:
-                new = load_first(x, start + tail, count)
-                change = change + _change(old, new, scale[k], threshold[k])
+                change = change + _change(old, load_first(x, start + tail, count), scale, threshold)
         if changes is not None:
             changes[k] = total(change)
 
 
 @parallel_jit
-def _update_parallel(
-    threads, count, x, rows, scale, threshold, narrow_scale, narrow_threshold, step, changes, width
-):
+def _update_parallel(threads, count, x, stamps, rows, product, total_threshold, step, changes, width):
     for t in prange(threads):
         first, last = t * count // threads, (t + 1) * count // threads
-        _update(first, last, x, rows, scale, threshold, narrow_scale, narrow_threshold, step, changes, width)
+        _update(first, last, x, stamps, rows, product, total_threshold, step, changes, width)
