@@ -111,7 +111,7 @@ class LazyAdam(Rule):
         _write(slots[0], rows, momentum)
         _write(slots[1], rows, velocity)
         time = tf.cast(count + 1, dtype)
-        powers = [tf.pow(tf.cast(beta, dtype), time) for beta in (adam.beta_1, adam.beta_2)]
+        powers = [tf.pow(tf.constant(beta, dtype), time) for beta in (adam.beta_1, adam.beta_2)]
         return rate * tf.sqrt(1.0 - powers[1]) / (1.0 - powers[0]) * momentum / (tf.sqrt(velocity) + adam.epsilon)
 
 
