@@ -208,7 +208,7 @@ class Embedding(keras.layers.Embedding):  # type: ignore[misc]
 
 
 def _lazy_penalty(regularizer: Any) -> _Penalty | None:
-    """fastreg's regularizer for what was given."""
+    """Fastreg's regularizer for what was given."""
     found = keras.regularizers.get(regularizer)
     if found is None or isinstance(found, _Penalty):
         return found

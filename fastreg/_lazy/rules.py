@@ -98,7 +98,8 @@ class RowwiseAdagrad(Adagrad):
 
 class LazyAdam(Rule):
     """Adam with moments of touched rows only: `m ← m + (g − m)·(1 − β1)`, `v ← v + (g² − v)·(1 − β2)`, then
-    `η · sqrt(1 − β2^t) / (1 − β1^t) · m / (sqrt(v) + ε)`, with t the optimizer's count of steps."""
+    `η · sqrt(1 − β2^t) / (1 − β1^t) · m / (sqrt(v) + ε)`, with t the optimizer's count of steps.
+    """
 
     def _make_slots(self, table: LazyTable, add_slot: AddSlot) -> tuple[keras.Variable, ...]:
         return tuple(add_slot(table, name, tuple(table.shape), 0.0) for name in ("momentum", "velocity"))

@@ -143,7 +143,12 @@ class LazyTable(keras.Variable):  # type: ignore[misc]
             memory.flush(*handles, dtype)
             return (tf.constant(True),)
 
-        _when(condition, lambda: _bridge.call(flush, handles, [()], [tf.bool]))
+        def start_afresh() -> None:
+            _bridge.call(flush, handles, [()], [tf.bool])
+            # The sums too, so that a run that goes on after saving is the run that loads, to the last bit of its losses.
+            self._age.assign(_UNKNOWN)
+
+        _when(condition, start_afresh)
 
     def lookup(self, ids: tf.Tensor, dtype: Any) -> tf.Tensor:
         """True rows, of shape `(*ids.shape, width)`, in this dtype. The gradient is that of the true rows.
