@@ -10,26 +10,24 @@ import numpy as np
 import tensorflow as tf
 
 from fastreg._lazy.table import LazyTable
-from fastreg.regularizers import L1, L1L2, L2, _Penalty
-
-_LAZY = {keras.regularizers.L1: L1, keras.regularizers.L2: L2, keras.regularizers.L1L2: L1L2}
+from fastreg.regularizers import REPLACEMENTS, _Penalty
 
 
 @keras.saving.register_keras_serializable(package="fastreg")
 class Embedding(keras.layers.Embedding):  # type: ignore[misc]
     """Drop-in for `keras.layers.Embedding` with exact, lazy L1 and L2 regularisation.
 
-    With an `embeddings_regularizer` the model must be compiled with `fastreg.LazyRegularization`. Each training step with
-    learning rate η then does to every weight of the table
+    With an `embeddings_regularizer` the model must be compiled with `fastreg.LazyRegularization`. Each training step
+    with learning rate η then does to every weight of the table
 
         w ← sign(w) · max(0, (1 − 2·η·l2)·|w| − η·l1)
 
-    and to the rows that the step looked up, after that, the optimizer's update. But only the rows looked up are touched:
-    for the others the shrink is kept in mind and applied when they are looked up, read or saved. Whatever reads the
-    table sees true weights.
+    and to the rows that the step looked up, after that, the optimizer's update. But only the rows looked up are
+    touched: for the others the shrink is kept in mind and applied when they are looked up, read or saved. Whatever
+    reads the table sees true weights.
 
-    Without a regularizer it is Keras's layer, but for how it reads the table: rows are gathered from the variable, which
-    after a sparse update Keras copies as a whole at every step.
+    Without a regularizer it is Keras's layer, but for how it reads the table: rows are gathered from the variable,
+    where Keras reads all of it, which TensorFlow makes a copy of at every step once there was a sparse update.
 
     Parameters
     ----------
@@ -54,8 +52,8 @@ class Embedding(keras.layers.Embedding):  # type: ignore[misc]
     Notes
     -----
     With L2 and SGD the weights are those of Keras's dense training. With L1 they are until a weight would cross zero:
-    Keras's subgradient then oscillates around zero, this rule stops there, at zero exactly. Ids that are negative or not
-    below `input_dim` are an error; Keras counts negative ones from the end.
+    Keras's subgradient then oscillates around zero, this rule stops there, at zero exactly. Ids that are negative or
+    not below `input_dim` are an error; Keras counts negative ones from the end.
 
     A table takes, beside its weights, 16 bytes per row.
 
@@ -65,6 +63,8 @@ class Embedding(keras.layers.Embedding):  # type: ignore[misc]
     >>> model = keras.Sequential([layer, keras.layers.Flatten(), keras.layers.Dense(1)])
     >>> model.compile(fastreg.LazyRegularization("sgd"), "mse")
     """
+
+    built: bool
 
     def __init__(
         self,
@@ -118,9 +118,9 @@ class Embedding(keras.layers.Embedding):  # type: ignore[misc]
             super().build(input_shape)
             return
         if self.variable_dtype not in fastreg_kernels.DTYPES:
+            expected = " or ".join(fastreg_kernels.DTYPES)
             raise ValueError(
-                f"Invalid value for argument dtype: expected a policy with weights of {' or '.join(fastreg_kernels.DTYPES)}"
-                f". Received: {self.variable_dtype}"
+                f"Invalid value for argument dtype: expected weights of {expected}. Received: {self.variable_dtype}"
             )
         if tf.distribute.get_strategy().num_replicas_in_sync > 1:
             raise NotImplementedError("Lazily regularised tables cannot be trained on several replicas.")
@@ -173,7 +173,7 @@ class Embedding(keras.layers.Embedding):  # type: ignore[misc]
         """The share of weights that are exactly zero."""
         table = self._table()
         if table is None:
-            return 1.0 - np.count_nonzero(self._embeddings.numpy()) / (self.input_dim * self.output_dim)
+            return 1.0 - float(np.count_nonzero(self._embeddings.numpy()) / (self.input_dim * self.output_dim))
         return table.sparsity()
 
     def enable_lora(self, rank: int, **kwargs: Any) -> None:
@@ -212,8 +212,8 @@ def _lazy_penalty(regularizer: Any) -> _Penalty | None:
     found = keras.regularizers.get(regularizer)
     if found is None or isinstance(found, _Penalty):
         return found
-    if type(found) in _LAZY:
-        return _LAZY[type(found)](**found.get_config())
+    if type(found) in REPLACEMENTS:
+        return REPLACEMENTS[type(found)](**found.get_config())
     raise ValueError(
         "Invalid value for argument embeddings_regularizer: expected fastreg.L1, L2 or L1L2, which can be applied "
         f"lazily. Received: {found!r}. Use keras.layers.Embedding for others."

@@ -54,6 +54,8 @@ class LazyRegularization(keras.optimizers.LossScaleOptimizer):  # type: ignore[m
     >>> model.compile(fastreg.LazyRegularization("adagrad", rowwise=True), "mse")
     """
 
+    built: bool
+
     def __init__(
         self,
         optimizer: Any = "sgd",

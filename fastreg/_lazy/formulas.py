@@ -1,8 +1,8 @@
 """The shrink of rows that were not looked up for a while, on tensors.
 
-Step t with learning rate η shrinks every weight, `w ← sign(w) · max(0, a·|w| − b)` with `a = 1 − 2·η·l2` and `b = η·l1`.
-Zero is absorbing, so any number of such steps is one: with the running product `P = Π a` and the running sum
-`S = Σ b / P` (P after that step), a weight that was last written when they were `P0` and `S0` now is
+A step with learning rate η shrinks every weight, `w ← sign(w) · max(0, a·|w| − b)`, with `a = 1 − 2·η·l2` and
+`b = η·l1`. Zero is absorbing, so any number of such steps is one: with the running product `P = Π a` and the running
+sum `S = Σ b / P` (P after that step), a weight that was last written when they were `P0` and `S0` now is
 
     sign(w) · max(0, (P / P0) · |w| − P · (S − S0))
 
@@ -20,8 +20,8 @@ SMALLEST_PRODUCT = 1e-150
 """A table is flushed when P falls below: far from underflow, also of 1 / P."""
 
 LARGEST_THRESHOLD = 64.0
-"""A table is flushed when P · S, the shrink that a row never written since has to come, exceeds this. Its rounding error
-is then about 1e-14, which is nothing beside weights of float32 and little beside those of float64."""
+"""A table is flushed when P · S, the shrink that a row not written since the last flush has to come, exceeds this. Its
+rounding error is then about 1e-14, which is nothing beside weights of float32 and little beside those of float64."""
 
 FRESH = (1.0, 0.0)
 """P and S after a flush."""

@@ -37,11 +37,11 @@ def writable(handle: tf.Tensor, dtype: tf.DType) -> Iterator[NDArray[Any]]:
         tf.raw_ops.DisableCopyOnRead(resource=handle)  # or the next line would copy
         array = _bridge.host_array(tf.raw_ops.ReadVariableOp(resource=handle, dtype=dtype))
     memory = (ctypes.c_byte * array.nbytes).from_address(array.__array_interface__["data"][0])
-    yield np.ndarray(array.shape, array.dtype, memory)
+    yield np.ctypeslib.as_array(memory).view(array.dtype).reshape(array.shape)
     del array  # held until here: it owns the memory
 
 
-def flush(table: tf.Tensor, stamps: tf.Tensor, clock: tf.Tensor, dtype: tf.DType) -> None:
+def flush(dtype: tf.DType, table: tf.Tensor, stamps: tf.Tensor, clock: tf.Tensor) -> None:
     """Write the true weights of all rows, and restart at P = 1, S = 0. Reads and writes the table once."""
     product, total = tf.raw_ops.ReadVariableOp(resource=clock, dtype=tf.float64).numpy()
     with writable(table, dtype) as rows, writable(stamps, tf.float64) as marks:
@@ -52,7 +52,7 @@ def flush(table: tf.Tensor, stamps: tf.Tensor, clock: tf.Tensor, dtype: tf.DType
     tf.raw_ops.AssignVariableOp(resource=clock, value=tf.constant(FRESH, tf.float64))
 
 
-def true_sums(table: tf.Tensor, stamps: tf.Tensor, clock: tf.Tensor, dtype: tf.DType) -> NDArray[np.float64]:
+def true_sums(dtype: tf.DType, table: tf.Tensor, stamps: tf.Tensor, clock: tf.Tensor) -> NDArray[np.float64]:
     """`[sum(|w|), sum(w²)]` of the true weights, accumulated in float64. Reads the table once and writes nothing."""
     product, total = tf.raw_ops.ReadVariableOp(resource=clock, dtype=tf.float64).numpy()
     sums = np.zeros(2)
@@ -65,13 +65,13 @@ def true_sums(table: tf.Tensor, stamps: tf.Tensor, clock: tf.Tensor, dtype: tf.D
 
 
 def update(
+    dtype: tf.DType,
+    sums: bool,
     table: tf.Tensor,
     stamps: tf.Tensor,
     clock: tf.Tensor,
     rows: tf.Tensor,
     step: tf.Tensor,
-    dtype: tf.DType,
-    sums: bool,
 ) -> float:
     """Bring some rows to the time of `clock`, a value, and subtract a step from them.
 
@@ -88,10 +88,10 @@ def update(
     return change
 
 
-def zeros(table: tf.Tensor, dtype: tf.DType) -> int:
+def zeros(dtype: tf.DType, table: tf.Tensor) -> int:
     """How many stored weights are exactly zero."""
     with writable(table, dtype) as rows:
-        return sum(rows[part].size - np.count_nonzero(rows[part]) for part in _chunks(rows))
+        return rows.size - sum(int(np.count_nonzero(rows[part])) for part in _chunks(rows))
 
 
 def _chunks(rows: NDArray[Any]) -> Iterator[slice]:

@@ -124,7 +124,11 @@ def rule_of(optimizer: Any, rowwise: bool) -> Rule:
     ValueError
         If there is none that keeps what `fastreg.LazyRegularization` promises.
     """
-    rules = {keras.optimizers.SGD: Sgd, keras.optimizers.Adagrad: Adagrad, keras.optimizers.Adam: LazyAdam}
+    rules: dict[Any, Callable[[Any], Rule]] = {
+        keras.optimizers.SGD: Sgd,
+        keras.optimizers.Adagrad: Adagrad,
+        keras.optimizers.Adam: LazyAdam,
+    }
     rule = rules.get(type(optimizer))
     name = type(optimizer).__name__
     if rule is None:

@@ -13,7 +13,7 @@ from tensorflow.python.saved_model import save_context
 
 from fastreg import _bridge
 from fastreg._lazy import formulas, memory
-from fastreg._lazy.gradients import sum_rows
+from fastreg._lazy.graph import true_rows, when
 from fastreg.regularizers import _Penalty
 
 _UNKNOWN = 1 << 62
@@ -71,6 +71,11 @@ class LazyTable(keras.Variable):  # type: ignore[misc]
     def factors(self) -> tuple[float, float]:
         """l1 and l2."""
         return getattr(self._penalty, "l1", 0.0), getattr(self._penalty, "l2", 0.0)
+
+    @property
+    def penalised_by(self) -> _Penalty:
+        """The regularizer that was given."""
+        return self._penalty
 
     # What Keras asks a variable for.
 
@@ -140,15 +145,15 @@ class LazyTable(keras.Variable):  # type: ignore[misc]
         handles, dtype = self._handles(), self._value.dtype
 
         def flush(*handles: tf.Tensor) -> tuple[tf.Tensor]:
-            memory.flush(*handles, dtype)
+            memory.flush(dtype, *handles)
             return (tf.constant(True),)
 
         def start_afresh() -> None:
             _bridge.call(flush, handles, [()], [tf.bool])
-            # The sums too, so that a run that goes on after saving is the run that loads, to the last bit of its losses.
+            # The sums too: a run that goes on after saving then has the losses of one that loads, to the last bit.
             self._age.assign(_UNKNOWN)
 
-        _when(condition, start_afresh)
+        when(condition, start_afresh)
 
     def lookup(self, ids: tf.Tensor, dtype: Any) -> tf.Tensor:
         """True rows, of shape `(*ids.shape, width)`, in this dtype. The gradient is that of the true rows.
@@ -170,7 +175,7 @@ class LazyTable(keras.Variable):  # type: ignore[misc]
         with tf.device("CPU:0"):
             stored = self._value.sparse_read(unique)
             scale, threshold = formulas.factors(self._clock.read_value(), self._stamps.sparse_read(unique))
-            rows = _true_rows(stored, scale, threshold, positions, dtype)
+            rows = true_rows(stored, scale, threshold, positions, dtype)
         shape = tf.concat([tf.shape(ids), [self._shape[1]]], 0)
         return tf.ensure_shape(tf.reshape(rows, shape), ids.shape.concatenate([self._shape[1]]))
 
@@ -194,18 +199,18 @@ class LazyTable(keras.Variable):  # type: ignore[misc]
             old |= self._sums.read_value()[0] < 0.0  # untracked
 
         def sums(*handles: tf.Tensor) -> tuple[tf.Tensor]:
-            return (tf.constant(memory.true_sums(*handles, dtype)),)
+            return (tf.constant(memory.true_sums(dtype, *handles)),)
 
         def refresh() -> None:
             self._sums.assign(_bridge.call(sums, handles, [(2,)], [tf.float64])[0])
             self._age.assign(0)
 
-        _when(old, refresh)
+        when(old, refresh)
 
     def sparsity(self) -> float:
         """The share of weights that are exactly zero."""
         self.flush()
-        return memory.zeros(self._value.handle, self._value.dtype) / float(np.prod(self._shape))
+        return memory.zeros(self._value.dtype, self._value.handle) / float(np.prod(self._shape))
 
     def _handles(self) -> list[tf.Tensor]:
         return [self._value.handle, self._stamps.handle, self._clock.handle]
@@ -233,7 +238,7 @@ class LazyTable(keras.Variable):  # type: ignore[misc]
             handles, dtype = [self._value.handle, self._stamps.handle], self._value.dtype
 
             def update(*inputs: tf.Tensor) -> tuple[tf.Tensor]:
-                return (tf.constant(memory.update(*inputs, dtype, tracked), tf.float64),)
+                return (tf.constant(memory.update(dtype, tracked, *inputs), tf.float64),)
 
             (change,) = _bridge.call(update, [*handles, clock, unique, step()], [()], [tf.float64])
         self._clock.assign(clock)
@@ -254,40 +259,5 @@ class _TrackedPenalty:
     def __call__(self, x: Any) -> tf.Tensor:  # noqa: ARG002 - the table, which is not read
         return self._table.penalty()
 
-    def get_config(self) -> dict[str, float]:
-        return self._table._penalty.get_config()
-
-
-def _when(condition: tf.Tensor, action: Any) -> None:
-    """Do it if the condition holds: now if executing eagerly, else in a branch of the graph."""
-    if tf.executing_eagerly():
-        if condition:
-            action()
-        return
-
-    def branch() -> tf.Tensor:
-        action()
-        return tf.constant(True)
-
-    tf.cond(condition, branch, lambda: tf.constant(False))
-
-
-def _true_rows(
-    stored: tf.Tensor, scale: tf.Tensor, threshold: tf.Tensor, positions: tf.Tensor, dtype: Any
-) -> tf.Tensor:
-    """Shrunk rows at these positions. Their gradient goes to the stored rows as if these were the true ones."""
-    width, count = stored.shape[1], tf.shape(stored)[0]
-    arithmetic = formulas.arithmetic_dtype(stored.dtype)
-
-    @tf.custom_gradient
-    def rows(stored: tf.Tensor) -> Any:
-        shrunk = formulas.shrink(tf.cast(stored, arithmetic), scale, threshold)
-        # Rounded as a flush would, then gathered in the dtype of the result, which may be narrower.
-        result = tf.gather(tf.cast(tf.cast(shrunk, stored.dtype), dtype), positions)
-
-        def backward(upstream: tf.Tensor) -> tf.Tensor:
-            return tf.cast(sum_rows(tf.reshape(upstream, [-1, width]), positions, count), stored.dtype)
-
-        return result, backward
-
-    return rows(stored)
+    def get_config(self) -> Any:
+        return self._table.penalised_by.get_config()

@@ -1,4 +1,4 @@
-"""Where the lazy layer meets Keras: what it shares with Keras's layer, and each trap on the way of a gradient."""
+"""Where the lazy layer meets Keras: each trap on the way of a gradient, against training with Keras's layer."""
 
 import keras
 import numpy as np
@@ -6,7 +6,6 @@ import pytest
 import tensorflow as tf
 
 import fastreg
-from fastreg._lazy.table import LazyTable
 
 L2 = 2**-6
 
@@ -208,153 +207,6 @@ def test_an_empty_batch(lazy, float64):
     np.testing.assert_allclose(weights, plan.start * (1 - 0.125) ** 3, rtol=1e-12)
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adam", keras.optimizers.SGD(0.1, momentum=0.9)])
-@pytest.mark.parametrize("eager", [False, True])
-def test_a_missing_wrapper_is_an_error_at_the_first_step(lazy, optimizer, eager):
-    x, y = lazy.data()
-    if not isinstance(optimizer, str):
-        optimizer = keras.optimizers.SGD(0.1, momentum=0.9)
-    model = lazy.compiled(fastreg.L2(L2), optimizer, run_eagerly=eager)
-    before = model.get_weights()
-    with pytest.raises(RuntimeError, match="LazyRegularization"):
-        fit(model, x, y)
-    for weight, start in zip(model.get_weights(), before, strict=True):
-        np.testing.assert_array_equal(weight, start)
-
-
-@pytest.mark.parametrize("eager", [False, True])
-def test_compiling_again_without_the_wrapper_is_an_error(lazy, eager):
-    x, y = lazy.data()
-    model = lazy.compiled(fastreg.L2(L2), fastreg.LazyRegularization("sgd"), run_eagerly=eager)
-    fit(model, x, y)
-    before = model.get_weights()
-    model.compile("sgd", "mse", run_eagerly=eager)
-    with pytest.raises(RuntimeError, match="LazyRegularization"):
-        fit(model, x, y)
-    np.testing.assert_array_equal(model.get_weights()[0], before[0])
-
-
-def test_a_wrapper_inside_another_is_an_error(lazy):
-    x, y = lazy.data()
-    outer = keras.optimizers.LossScaleOptimizer(fastreg.LazyRegularization("sgd"))
-    model = lazy.compiled(fastreg.L2(L2), outer)
-    with pytest.raises(RuntimeError, match="outermost"):
-        fit(model, x, y)
-    with pytest.raises(ValueError, match="wrapped already"):
-        fastreg.LazyRegularization(fastreg.LazyRegularization("sgd"))
-
-
-@pytest.mark.parametrize(
-    ("optimizer", "rowwise", "message"),
-    [
-        (keras.optimizers.RMSprop, False, "SGD, Adagrad or Adam"),
-        (keras.optimizers.AdamW, False, "SGD, Adagrad or Adam"),
-        (lambda: keras.optimizers.SGD(momentum=0.9), False, "momentum"),
-        (lambda: keras.optimizers.Adam(amsgrad=True), False, "amsgrad"),
-        (lambda: keras.optimizers.SGD(weight_decay=0.1), False, "weight_decay"),
-        (lambda: keras.optimizers.SGD(use_ema=True), False, "use_ema"),
-        (lambda: keras.optimizers.SGD(gradient_accumulation_steps=2), False, "gradient_accumulation_steps"),
-        (keras.optimizers.SGD, True, "rowwise"),
-    ],
-)
-def test_optimizers_without_a_row_wise_form(optimizer, rowwise, message):
-    with pytest.raises(ValueError, match=message):
-        fastreg.LazyRegularization(optimizer(), rowwise=rowwise)
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"embeddings_constraint": "non_neg"},
-        {"lora_rank": 2},
-        {"embeddings_regularizer": keras.regularizers.OrthogonalRegularizer()},
-        {"penalty_every": 0},
-        {"penalty_every": True},
-        {"penalty_every": 1.5},
-    ],
-)
-def test_arguments_that_cannot_be_lazy(options):
-    with pytest.raises(ValueError, match="Invalid value for argument"):
-        fastreg.Embedding(5, 3, **{"embeddings_regularizer": fastreg.L2(), **options})
-
-
-def test_lora_and_quantization_are_refused(lazy):
-    layer = lazy.plan(1).layer(fastreg.L2())
-    with pytest.raises(NotImplementedError, match="enable_lora"):
-        layer.enable_lora(2)
-    with pytest.raises(NotImplementedError, match="quantize"):
-        layer.quantize("int8")
-
-
-def test_xla(lazy):
-    """Keras leaves XLA off, also where it is asked for; elsewhere lookups compile, and training says the way out."""
-    x, y = lazy.data()
-    assert not lazy.compiled(fastreg.L2(L2), fastreg.LazyRegularization("sgd")).jit_compile
-    optimizer = fastreg.LazyRegularization("sgd")
-    with pytest.warns(UserWarning, match="Proceeding with `jit_compile=False`"):
-        model = lazy.compiled(fastreg.L2(L2), optimizer, jit_compile=True)
-    fit(model, x, y)
-    layer, ids = model.layers[1], tf.constant([3, 1, 3])
-    compiled = tf.function(layer.__call__, jit_compile=True)(ids)
-    np.testing.assert_allclose(compiled, layer(ids), rtol=1e-6)
-
-    @tf.function(jit_compile=True)
-    def step():
-        with tf.GradientTape() as tape:
-            loss = tf.reduce_sum(layer(ids))
-        optimizer.apply(tape.gradient(loss, layer.trainable_weights), layer.trainable_weights)
-
-    with pytest.raises(NotImplementedError, match="jit_compile=False"):
-        step()
-
-
-@pytest.mark.parametrize("ids", [[23], [-1], [0, 1, 1000]])
-@pytest.mark.parametrize("penalty", [None, fastreg.L2()])
-@pytest.mark.parametrize("graph", [False, True])
-def test_ids_out_of_range(lazy, ids, penalty, graph):
-    layer = fastreg.Embedding(23, 5, embeddings_regularizer=penalty)
-    layer.build()
-    call = tf.function(layer.__call__) if graph else layer
-    with pytest.raises(tf.errors.InvalidArgumentError, match="is not in"):
-        call(tf.constant(ids))
-
-
-def test_a_learning_rate_that_would_turn_weights_around(lazy, float64):
-    plan = lazy.plan(1)
-    layer = plan.layer(fastreg.L2(1.0))
-    with pytest.raises(tf.errors.InvalidArgumentError, match="learning_rate \\* l2"):
-        plan.train(layer, lazy.optimizer("sgd", 0.5))
-
-
-@pytest.mark.parametrize("penalty", [None, fastreg.L1(0.1)])
-def test_inputs_of_every_kind(penalty):
-    theirs = keras.layers.Embedding(9, 3, mask_zero=True)
-    theirs.build()
-    ours = fastreg.Embedding(9, 3, embeddings_regularizer=penalty, mask_zero=True, weights=theirs.get_weights())
-    dense = np.array([[0, 2, 8], [1, 0, 2]])
-    ragged = tf.ragged.constant([[1, 2, 3], [], [8]], dtype=tf.int64)
-    sparse = tf.SparseTensor([[0, 1], [1, 0]], [5, 3], [2, 3])
-    for ids in (
-        dense,
-        dense.astype("uint8"),
-        dense.astype("float32"),
-        dense.astype("int64"),
-        dense[:, :, None],
-        dense[0, 0],
-    ):
-        np.testing.assert_array_equal(ours(ids), theirs(ids))
-    assert ours(ragged).to_list() == theirs(ragged).to_list()
-    np.testing.assert_array_equal(_unmasked(ours, penalty)(sparse), _unmasked(theirs, None)(sparse))
-    np.testing.assert_array_equal(ours.compute_mask(dense), theirs.compute_mask(dense))
-    assert ours.compute_output_spec(keras.KerasTensor((None, 3), "int32")).shape == (None, 3, 3)
-
-
-def _unmasked(layer, penalty):
-    """Masks cannot be computed from sparse ids, by Keras's layer neither."""
-    options = {} if penalty is None else {"embeddings_regularizer": penalty}
-    return type(layer)(9, 3, weights=layer.get_weights(), **options)
-
-
 def test_mask_zero_in_a_model(lazy):
     x, y = lazy.data(fields=6)
     results = []
@@ -374,70 +226,6 @@ def test_mask_zero_in_a_model(lazy):
         assert lazy.error(ours, theirs) < 1e-5
 
 
-def test_whole_reads_see_true_weights(lazy, float64):
-    plan = lazy.plan(5)
-    expected = lazy.oracle(plan, "sgd", [0.25] * 5, 0.01, 0.1)
-    for read in (
-        lambda table: table.numpy(),
-        lambda table: np.asarray(table),
-        lambda table: keras.ops.convert_to_numpy(table),
-        lambda table: tf.convert_to_tensor(table).numpy(),
-        lambda table: (table + 0.0).numpy(),
-        lambda table: table[:].numpy(),
-        lambda table: table.value.numpy(),
-        lambda table: tf.function(lambda: tf.identity(tf.convert_to_tensor(table)))().numpy(),
-    ):
-        layer = plan.layer(fastreg.L1L2(0.01, 0.1))
-        optimizer = lazy.optimizer("sgd")
-        for step in range(5):
-            with tf.GradientTape() as tape:
-                loss = tf.reduce_sum(layer(tf.constant(plan.ids[step])) * plan.gradients[step])
-            optimizer.apply(tape.gradient(loss, layer.trainable_weights), layer.trainable_weights)
-        assert lazy.error(layer.embeddings._value.numpy(), expected) > 1e-6  # stored, not true
-        before = layer(tf.range(23)).numpy()
-        assert lazy.error(before, expected) < 1e-12
-        assert lazy.error(read(layer.embeddings), expected) < 1e-12
-        np.testing.assert_array_equal(layer(tf.range(23)), before)
-
-
-def test_a_step_that_reads_the_whole_table_is_refused(lazy):
-    """Tied weights would train every row at every step."""
-    layer = lazy.plan(1).layer(fastreg.L2(), dtype="float32")
-    optimizer = fastreg.LazyRegularization("sgd")
-    with tf.GradientTape() as tape:
-        loss = tf.reduce_sum(layer(tf.constant([1]))) + tf.reduce_sum(tf.square(tf.convert_to_tensor(layer.embeddings)))
-    with pytest.raises(ValueError, match="dense gradient"):
-        optimizer.apply(tape.gradient(loss, layer.trainable_weights), layer.trainable_weights)
-
-
-def test_an_unknown_table(lazy):
-    first, second = (lazy.plan(1).layer(fastreg.L2(), dtype="float32") for _ in range(2))
-    optimizer = fastreg.LazyRegularization("adagrad")
-    optimizer.build(first.trainable_weights)
-    with pytest.raises(ValueError, match="Unknown table"):
-        optimizer.apply([None], second.trainable_weights)
-
-
-def test_changing_the_factors_between_fits(lazy, float64):
-    """Exact through all changes, each of which takes a new trace, as with Keras's regularizers."""
-    plan = lazy.plan(40)
-    layer, optimizer = plan.layer(fastreg.L1L2(0.0, 0.125)), lazy.optimizer("sgd")
-    expected = plan.start
-    for number, (l1, l2) in enumerate([(0.0, 0.125), (0.02, 0.0), (0.0, 0.0), (0.01, 0.0625), (0.0, 0.25)]):
-        layer.embeddings_regularizer.l1, layer.embeddings_regularizer.l2 = l1, l2
-        if number == 4:
-            layer.embeddings.regularizer = fastreg.L2(l2)
-        steps = range(8 * number, 8 * number + 8)
-        plan.train(layer, optimizer, steps, graph=number % 2 == 0)
-        expected = lazy.oracle(plan, "sgd", [0.25] * 40, l1, l2, steps, expected)
-        penalty = l1 * np.abs(expected).sum() + l2 * np.square(expected).sum()
-        np.testing.assert_allclose(layer.penalty(), penalty, rtol=1e-11)
-        np.testing.assert_allclose(layer.losses, [penalty], rtol=1e-11)
-    assert lazy.error(layer.embeddings.numpy(), expected) < 1e-12
-    with pytest.raises(ValueError, match="attribute regularizer"):
-        layer.embeddings.regularizer = None
-
-
 def test_early_stopping_restores_the_best_weights(lazy):
     x, y = lazy.data()
     model = lazy.compiled(fastreg.L1L2(1e-3, L2), fastreg.LazyRegularization(keras.optimizers.SGD(0.1)))
@@ -450,48 +238,6 @@ def test_early_stopping_restores_the_best_weights(lazy):
         np.testing.assert_array_equal(weight, best)
     ids = tf.range(23)
     np.testing.assert_array_equal(model.layers[1](ids), seen[0][0])
-
-
-def test_weights_are_interchangeable_with_keras_s_layer(lazy):
-    x, y = lazy.data()
-    ours = lazy.compiled(fastreg.L2(L2), fastreg.LazyRegularization("sgd"))
-    theirs = lazy.compiled(None, "sgd", keras.layers.Embedding)
-    assert [w.path.split("/")[-1] for w in ours.weights] == [w.path.split("/")[-1] for w in theirs.weights]
-    fit(ours, x, y)
-    theirs.set_weights(ours.get_weights())
-    np.testing.assert_allclose(theirs.predict(x, verbose=0), ours.predict(x, verbose=0), rtol=1e-6)
-    theirs.set_weights([w + 1 for w in theirs.get_weights()])
-    ours.set_weights(theirs.get_weights())
-    np.testing.assert_allclose(ours.predict(x, verbose=0), theirs.predict(x, verbose=0), rtol=1e-6)
-    assert ours.count_params() == theirs.count_params()
-
-
-def test_the_config_round_trips():
-    layer = fastreg.Embedding(9, 3, embeddings_regularizer="l2", mask_zero=True, penalty_every=7, name="table")
-    assert isinstance(layer.embeddings_regularizer, fastreg.L2)
-    again = keras.layers.deserialize(keras.layers.serialize(layer))
-    assert type(again) is fastreg.Embedding
-    assert again.get_config() == layer.get_config()
-    optimizer = fastreg.LazyRegularization(keras.optimizers.Adagrad(0.5), rowwise=True, name="wrapped")
-    again = keras.optimizers.deserialize(keras.optimizers.serialize(optimizer))
-    assert type(again) is fastreg.LazyRegularization
-    assert again.get_config() == optimizer.get_config()
-
-
-def test_a_layer_without_a_regularizer_is_keras_s(lazy):
-    x, y = lazy.data()
-    results = []
-    for embedding in (fastreg.Embedding, keras.layers.Embedding):
-        model = lazy.compiled(None, keras.optimizers.SGD(0.1), embedding)
-        fit(model, x, y, epochs=2)
-        results.append(model.get_weights())
-        assert not isinstance(model.layers[1].embeddings, LazyTable)
-    for ours, theirs in zip(*results, strict=True):
-        np.testing.assert_array_equal(ours, theirs)
-    model.layers[1].enable_lora(2)
-    assert float(fastreg.Embedding(3, 2, weights=np.array([[0.0, 1], [0, 0], [2, 0]])).sparsity()) == pytest.approx(
-        4 / 6
-    )
 
 
 def test_deterministic_and_unread_in_training(lazy, cpu_reads):

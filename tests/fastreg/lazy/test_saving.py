@@ -98,7 +98,7 @@ def test_h5_models(lazy, tmp_path):
     assert isinstance(again.layers[1].embeddings, LazyTable)
 
 
-class Crash(Exception):
+class CrashError(Exception):
     pass
 
 
@@ -111,12 +111,12 @@ def test_backup_and_restore(lazy, name, tmp_path):
 
     def crash(epoch, logs):
         if epoch == 1:
-            raise Crash
+            raise CrashError
 
     data = lazy.data()
     whole, crashed, restored = (compiled(lazy, name) for _ in range(3))
     fit(whole, data, epochs=4, callbacks=[backup("whole")])
-    with pytest.raises(Crash):
+    with pytest.raises(CrashError):
         fit(crashed, data, epochs=4, callbacks=[backup("b"), keras.callbacks.LambdaCallback(on_epoch_begin=crash)])
     fit(restored, data, epochs=4, callbacks=[backup("b")])
     for ours, theirs in zip(state(restored), state(whole), strict=True):

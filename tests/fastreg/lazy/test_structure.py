@@ -75,7 +75,7 @@ def test_the_step_moves_rows_only(lazy, kind, penalty, clip):
 def test_with_loss_scaling(lazy):
     scaler = keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.1))
     _, _, function = train_step(fastreg.LazyRegularization(scaler), fastreg.Embedding, fastreg.L2(1e-3))
-    branches = [graph for graph in graphs(function, branches=True)][1:]
+    branches = list(graphs(function, branches=True))[1:]
     assert whole_table_operations(function) == []
     for graph in branches:  # the update is in a branch here, beside the flush, which is a callback
         for operation in graph.get_operations():
@@ -86,7 +86,7 @@ def test_with_loss_scaling(lazy):
 def test_the_flush_is_a_branch(lazy):
     """Callbacks outside branches take the touched rows; those that take the whole table are in branches."""
     _, _, function = train_step(lazy.optimizer("sgd"), fastreg.Embedding, fastreg.L2(1e-3))
-    hot = [graph for graph in graphs(function)]
+    hot = list(graphs(function))
     cold = [graph for graph in graphs(function, branches=True) if graph not in hot]
     assert any(operation.type == "EagerPyFunc" for graph in cold for operation in graph.get_operations())
 
