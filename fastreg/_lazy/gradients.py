@@ -13,6 +13,9 @@ import tensorflow as tf
 from fastreg import _bridge, _buffers
 from fastreg._lazy.formulas import arithmetic_dtype
 
+UNIQUE_IDS = "fastreg_unique_ids"
+"""Name of the operation in a graph that gives the distinct ids of a lookup."""
+
 
 def reduced(gradient: Any, path: str) -> tf.IndexedSlices:
     """The gradient of a table with every row once, duplicates summed, in the arithmetic dtype of the table.
@@ -111,5 +114,7 @@ def _is_unique(indices: tf.Tensor) -> bool:
         return False
     operation = indices.op
     while operation.type in ("Identity", "Reshape"):
+        if UNIQUE_IDS in operation.name:
+            return True
         operation = operation.inputs[0].op
-    return bool(operation.type == "Unique")
+    return False

@@ -7,7 +7,6 @@ from typing import Any
 
 import tensorflow as tf
 
-from fastreg._lazy import formulas
 from fastreg._lazy.gradients import sum_rows
 
 
@@ -25,20 +24,15 @@ def when(condition: tf.Tensor, action: Callable[[], None]) -> None:
     tf.cond(condition, branch, lambda: tf.constant(False))
 
 
-def true_rows(stored: tf.Tensor, scale: tf.Tensor, threshold: tf.Tensor, positions: tf.Tensor, dtype: Any) -> tf.Tensor:
-    """Shrunk rows at these positions. Their gradient goes to the stored rows as if these were the true ones."""
+def straight_through(stored: tf.Tensor, rows: tf.Tensor, positions: tf.Tensor, dtype: Any) -> tf.Tensor:
+    """The given rows in this dtype. Their gradient goes to the stored rows at these positions, as if it were theirs."""
     width, count = stored.shape[1], tf.shape(stored)[0]
-    arithmetic = formulas.arithmetic_dtype(stored.dtype)
 
     @tf.custom_gradient
-    def rows(stored: tf.Tensor) -> Any:
-        shrunk = formulas.shrink(tf.cast(stored, arithmetic), scale, threshold)
-        # Rounded as a flush would, then gathered in the dtype of the result, which may be narrower.
-        result = tf.gather(tf.cast(tf.cast(shrunk, stored.dtype), dtype), positions)
-
+    def through(stored: tf.Tensor) -> Any:
         def backward(upstream: tf.Tensor) -> tf.Tensor:
             return tf.cast(sum_rows(tf.reshape(upstream, [-1, width]), positions, count), stored.dtype)
 
-        return result, backward
+        return tf.cast(rows, dtype), backward
 
-    return rows(stored)
+    return through(stored)

@@ -7,6 +7,7 @@ pass among the other reads and writes of the same variables.
 from __future__ import annotations
 
 import ctypes
+import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -17,7 +18,7 @@ import tensorflow as tf
 from numpy.typing import NDArray
 from tensorflow.python.eager import record
 
-from fastreg import _bridge
+from fastreg import _bridge, _buffers
 from fastreg._lazy.formulas import FRESH
 
 _CHUNK_BYTES = 4 << 20
@@ -33,12 +34,47 @@ def writable(handle: tf.Tensor, dtype: tf.DType) -> Iterator[NDArray[Any]]:
     context, or the next sparse update would copy the variable.
     """
     with record.stop_recording():  # a tape would keep the tensor, hence a second reference, alive
-        tf.raw_ops.ResourceGather(resource=handle, indices=[0], dtype=dtype)
+        tf.raw_ops.ResourceGather(resource=handle, indices=_first_row(), dtype=dtype)
         tf.raw_ops.DisableCopyOnRead(resource=handle)  # or the next line would copy
         array = _bridge.host_array(tf.raw_ops.ReadVariableOp(resource=handle, dtype=dtype))
     memory = (ctypes.c_byte * array.nbytes).from_address(array.__array_interface__["data"][0])
     yield np.ctypeslib.as_array(memory).view(array.dtype).reshape(array.shape)
     del array  # held until here: it owns the memory
+
+
+@functools.cache
+def _first_row() -> tf.Tensor:
+    with tf.init_scope():
+        return tf.constant([0])
+
+
+def lookup(
+    dtype: tf.DType, table: tf.Tensor, stamps: tf.Tensor, clock: tf.Tensor, ids: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """True rows of the ids, the distinct ids, and the position of each id among these.
+
+    Raises
+    ------
+    InvalidIdError
+        If an id is negative or not below the number of rows.
+    """
+    product, total = tf.raw_ops.ReadVariableOp(resource=clock, dtype=tf.float64).numpy()
+    array = _bridge.host_array(ids)
+    with writable(table, dtype) as weights, writable(stamps, tf.float64) as marks:
+        wrong = np.flatnonzero((array < 0) | (array >= len(weights)))
+        if wrong.size:
+            raise InvalidIdError(f"ids[{wrong[0]}] = {array[wrong[0]]} is not in [0, {len(weights)})")
+        rows = _buffers.pool.take((len(array), weights.shape[1]), weights.dtype)
+        unique, positions = fastreg_kernels.lookup_rows(weights, marks, array, product, total, rows)
+    _bridge.statistics.count_kernel_call()
+    return _bridge.tensor(rows), tf.constant(unique), tf.constant(positions)
+
+
+class InvalidIdError(tf.errors.InvalidArgumentError, ValueError):  # type: ignore[misc]
+    """An id without a row. In a graph TensorFlow makes its own `InvalidArgumentError` of a ValueError."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(None, None, message)
 
 
 def flush(dtype: tf.DType, table: tf.Tensor, stamps: tf.Tensor, clock: tf.Tensor) -> None:

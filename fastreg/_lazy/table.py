@@ -11,9 +11,10 @@ import tensorflow as tf
 from keras.src.backend.common.stateless_scope import in_stateless_scope
 from tensorflow.python.saved_model import save_context
 
-from fastreg import _bridge
+from fastreg import _bridge, _buffers
 from fastreg._lazy import formulas, memory
-from fastreg._lazy.graph import true_rows, when
+from fastreg._lazy.gradients import UNIQUE_IDS
+from fastreg._lazy.graph import straight_through, when
 from fastreg.regularizers import _Penalty
 
 _UNKNOWN = 1 << 62
@@ -66,6 +67,7 @@ class LazyTable(keras.Variable):  # type: ignore[misc]
                 self._clock = tf.Variable(fresh[0], trainable=False)
                 self._sums = tf.Variable(tf.zeros(2, tf.float64), trainable=False)
                 self._age = tf.Variable(_UNKNOWN, dtype=tf.int64, trainable=False)
+        _buffers.pool.clear_after(self)
 
     @property
     def factors(self) -> tuple[float, float]:
@@ -167,17 +169,27 @@ class LazyTable(keras.Variable):  # type: ignore[misc]
             return tf.cast(tf.gather(super().value, ids), dtype)
         if save_context.in_save_context():  # the file holds true weights
             return tf.cast(tf.gather(self._value, ids), dtype)
-        flat = tf.reshape(ids, [-1])
-        if _bridge.in_xla():  # which cannot compile tf.unique
-            unique, positions = flat, tf.range(tf.size(flat))
-        else:
-            unique, positions = tf.unique(flat)
         with tf.device("CPU:0"):
-            stored = self._value.sparse_read(unique)
-            scale, threshold = formulas.factors(self._clock.read_value(), self._stamps.sparse_read(unique))
-            rows = true_rows(stored, scale, threshold, positions, dtype)
+            rows = self._true_rows(tf.reshape(ids, [-1]), dtype)
         shape = tf.concat([tf.shape(ids), [self._shape[1]]], 0)
         return tf.ensure_shape(tf.reshape(rows, shape), ids.shape.concatenate([self._shape[1]]))
+
+    def _true_rows(self, ids: tf.Tensor, dtype: Any) -> tf.Tensor:
+        if _bridge.in_xla():  # where no callback runs
+            stored, stamps = self._value.sparse_read(ids), self._stamps.sparse_read(ids)
+            wide = tf.cast(stored, formulas.arithmetic_dtype(stored.dtype))
+            shrunk = formulas.shrink(wide, *formulas.factors(self._clock.read_value(), stamps))
+            return straight_through(stored, tf.cast(shrunk, stored.dtype), tf.range(tf.size(ids)), dtype)
+        table, width = self._value.dtype, self._shape[1]
+
+        def lookup(*inputs: tf.Tensor) -> tuple[tf.Tensor, ...]:
+            return memory.lookup(table, *inputs)
+
+        shapes, dtypes = [(None, width), (None,), ids.shape], [table, ids.dtype, tf.int32]
+        rows, unique, positions = _bridge.call(lookup, [*self._handles(), ids], shapes, dtypes)
+        # Read for their gradient alone, which TensorFlow makes sparse: that of the rows that are stored.
+        stored = self._value.sparse_read(tf.identity(unique, name=UNIQUE_IDS))
+        return straight_through(stored, rows, positions, dtype)
 
     def penalty(self) -> tf.Tensor:
         """The penalty of the true weights as a scalar of their dtype.
@@ -229,8 +241,6 @@ class LazyTable(keras.Variable):  # type: ignore[misc]
         """
         l1, l2 = self.factors
         tracked = l1 == 0.0 and l2 != 0.0  # then no weight is clipped, and sum(w²) follows from the rows touched
-        if tracked:
-            self.refresh_if_older(1)
         before = self._clock.read_value()
         clock = formulas.advance(before, learning_rate, l1, l2)
         change = tf.zeros((), tf.float64)

@@ -4,7 +4,7 @@ from fastreg_kernels._arrays import DTYPES
 from fastreg_kernels._jit import load_numba
 from fastreg_kernels._threads import get_num_threads, set_num_threads, threading_layer
 from fastreg_kernels.cpu import backward, forward, forward_backward, shrink
-from fastreg_kernels.rows import sum_rows, update_rows
+from fastreg_kernels.rows import lookup_rows, sum_rows, update_rows
 
 load_numba()
 
@@ -14,6 +14,7 @@ __all__ = [
     "forward",
     "forward_backward",
     "get_num_threads",
+    "lookup_rows",
     "set_num_threads",
     "shrink",
     "sum_rows",

@@ -1,4 +1,4 @@
-"""Kernels for tables of which a few rows are touched: sums of duplicate rows, and the lazy update in place."""
+"""Kernels for tables of which a few rows are touched: lazy lookup, sums of duplicate rows, lazy update in place."""
 
 from __future__ import annotations
 
@@ -14,6 +14,50 @@ from fastreg_kernels._vector import LANES, load, load_first, soft_threshold, sto
 
 PARALLEL_MIN_ELEMENTS = 1 << 16
 """With fewer elements than this, waking the threads costs more than they save."""
+
+
+def lookup_rows(
+    x: NDArray[Any], stamps: NDArray[np.float64], ids: NDArray[Any], product: float, total: float, out: NDArray[Any]
+) -> tuple[NDArray[Any], NDArray[np.int32]]:
+    """Rows of `x` as they are after the shrinks since they were last written, and the ids without duplicates.
+
+    Row i of `out` becomes `sign(x) * max(0, scale * |x| - threshold)` of row `ids[i]`; for scale, threshold and the
+    arguments see `update_rows`. Nothing is written to `x` or `stamps`.
+
+    Parameters
+    ----------
+    ids : ndarray of int32 or int64, shape (n,)
+        From 0 to `count - 1`.
+    out : ndarray, shape (n, width)
+        Of the dtype of `x`, C-contiguous and apart from it.
+
+    Returns
+    -------
+    unique : ndarray of the dtype of ids, shape (m,)
+        Each id once, in the order of their first occurrence.
+    positions : ndarray of int32, shape (n,)
+        `unique[positions[i]] == ids[i]`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As for `sum_rows`.
+    """
+    flat, width = _rows(x, "x")
+    _expect(stamps, "stamps", (len(x), 2), np.dtype(np.float64))
+    where = _indices(ids, "ids", len(ids), len(x))
+    _expect(out, "out", (len(ids), width), x.dtype)
+    kind = np.empty(0, _arrays.arithmetic_dtype(x.dtype))  # tells the kernel the dtype of the arithmetic
+    arguments = (flat, stamps, where, float(product), float(total), _arrays.stored(out.reshape(-1)), kind, width)
+    threads = min(_threads_for(out.size), len(ids))
+    if threads <= 1:
+        _look_up(0, len(ids), *arguments)
+    else:
+        with _threads.mask(threads):
+            _look_up_parallel(threads, len(ids), *arguments)
+    slots = np.full(1 << max(4, (2 * len(ids)).bit_length()), -1, np.int32)
+    unique, positions = np.empty_like(where), np.empty(len(ids), np.int32)
+    return unique[: _unique(where, slots, unique, positions)], positions
 
 
 def sum_rows(
@@ -157,6 +201,44 @@ def _threads_for(elements: int) -> int:
 
 
 @jit
+def _unique(ids, slots, unique, positions):
+    """Number of distinct ids, by a hash table with linear probing that is at most half full."""
+    count, mask = 0, slots.size - 1
+    for i in range(ids.size):
+        slot = (ids[i] * 2654435769 >> 7) & mask  # Knuth's multiplicative hash: neighbours go apart
+        while slots[slot] >= 0 and unique[slots[slot]] != ids[i]:
+            slot = (slot + 1) & mask
+        if slots[slot] < 0:
+            slots[slot] = count
+            unique[count] = ids[i]
+            count += 1
+        positions[i] = slots[slot]
+    return count
+
+
+@jit
+def _look_up(first, last, x, stamps, ids, product, total_threshold, out, kind, width):
+    tail = width - width % LANES
+    for k in range(first, last):
+        row = ids[k]
+        start, target = row * width, k * width
+        scale = kind.dtype.type(product / stamps[row, 0])
+        threshold = kind.dtype.type(product * (total_threshold - stamps[row, 1]))
+        for i in range(0, tail, LANES):
+            store(out, target + i, _shrunk(load(x, start + i), scale, threshold))
+        if tail < width:
+            rest = _shrunk(load_first(x, start + tail, width - tail), scale, threshold)
+            store_first(out, target + tail, rest, width - tail)
+
+
+@parallel_jit
+def _look_up_parallel(threads, count, x, stamps, ids, product, total_threshold, out, kind, width):
+    for t in prange(threads):
+        first, last = t * count // threads, (t + 1) * count // threads
+        _look_up(first, last, x, stamps, ids, product, total_threshold, out, kind, width)
+
+
+@jit
 def _sum(first, last, values, positions, out, width):
     for i in range(positions.size):
         source, target = i * width, positions[i] * width
@@ -183,7 +265,8 @@ def _shrunk(v, scale, threshold):
 
 @jit
 def _change(old, new, scale, threshold):
-    shrunk, wide = _shrunk(widen(old), scale, threshold), widen(new)
+    shrunk, wide = widen(old), widen(new)
+    shrunk = scale * shrunk if threshold == 0.0 else _shrunk(shrunk, scale, threshold)
     return wide * wide - shrunk * shrunk
 
 

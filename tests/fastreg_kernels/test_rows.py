@@ -69,6 +69,42 @@ def test_update_rows(name, width, sums, touched):
     assert change == pytest.approx(exact if sums else 0, rel=1e-9, abs=1e-9)
 
 
+@pytest.mark.parametrize("name", DTYPES)
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("index", ["int32", "int64"])
+@pytest.mark.parametrize("looked_up", [0, 1, 40, 5000])
+def test_lookup_rows(name, width, index, looked_up):
+    generator = np.random.default_rng(width)
+    x = generator.normal(size=(300, width)).astype(dtype_of(name))
+    stamps = np.stack([generator.uniform(0.5, 1, 300), generator.uniform(0, 0.5, 300)], axis=1)
+    ids = generator.integers(0, 300, looked_up).astype(index)
+    before, marks, out = x.copy(), stamps.copy(), np.full((looked_up, width), 7, x.dtype)
+    unique, positions = fastreg_kernels.lookup_rows(x, stamps, ids, 0.4, 0.6, out)
+    expected = reference.shrink(x[ids], 0.4 / stamps[ids, 0], 0.4 * (0.6 - stamps[ids, 1]))
+    np.testing.assert_allclose(out.astype(np.float64), expected, rtol=TOLERANCES[name], atol=TOLERANCES[name])
+    np.testing.assert_array_equal(x, before)
+    np.testing.assert_array_equal(stamps, marks)
+    np.testing.assert_array_equal(unique, list(dict.fromkeys(ids.tolist())))
+    assert unique.dtype == ids.dtype
+    np.testing.assert_array_equal(unique[positions], ids)
+    in_place = x.copy()  # the same bits as a flush gives
+    fastreg_kernels.shrink(in_place, 0.4 / stamps[:, 0], 0.4 * (0.6 - stamps[:, 1]), out=in_place)
+    np.testing.assert_array_equal(out, in_place[ids])
+
+
+@given(st.lists(st.integers(0, 2**31 - 2), max_size=300), st.sampled_from(["int32", "int64"]))
+def test_ids_that_collide(ids, index):
+    """Whatever the ids, as a hash table may put them in one place."""
+    from fastreg_kernels.rows import _unique
+
+    array = np.array(ids, index)
+    slots = np.full(1 << max(4, (2 * len(ids)).bit_length()), -1, np.int32)
+    unique, positions = np.empty_like(array), np.empty(len(ids), np.int32)
+    count = _unique(array, slots, unique, positions)
+    assert unique[:count].tolist() == list(dict.fromkeys(ids))
+    np.testing.assert_array_equal(unique[positions], array)
+
+
 def test_nan_infinity_and_zero():
     x = np.array([[np.nan, np.inf, -np.inf, 0.0, -0.0, 0.1]])
     fastreg_kernels.update_rows(x, np.array([[1.0, 0.0]]), np.array([0]), 0.5, 1.0, np.zeros((1, 6)), True)
@@ -120,6 +156,15 @@ def test_errors_of_update_rows(change, error, message):
     arguments = {"x": X.copy(), "stamps": STAMPS.copy(), "rows": ROWS, "step": STEP} | change
     with pytest.raises(error, match=message):
         fastreg_kernels.update_rows(product=0.5, total=1.0, sums=False, **arguments)
+
+
+@pytest.mark.parametrize("ids", [[0, 4], [-1], [[0, 1]], [0.5]])
+def test_errors_of_lookup_rows(ids):
+    array = np.array(ids)
+    with pytest.raises((TypeError, ValueError), match="ids"):
+        fastreg_kernels.lookup_rows(X, STAMPS, array, 0.5, 1.0, np.empty((len(ids), 3)))
+    with pytest.raises(ValueError, match="out"):
+        fastreg_kernels.lookup_rows(X, STAMPS, np.array([0, 1]), 0.5, 1.0, np.empty((3, 3)))
 
 
 @pytest.mark.parametrize("name", ["x", "stamps"])

@@ -54,14 +54,13 @@ def power_law(generator: np.random.Generator, rows: int, exponent: float, count:
     """Ranks from 0 to rows - 1 with probability about `(rank + 1) ** -exponent`, by the inverse of the integral."""
     power = 1.0 - exponent
     ranks = (1.0 + generator.random(count) * ((rows + 1.0) ** power - 1.0)) ** (1.0 / power)
-    return np.clip(ranks.astype(np.int64) - 1, 0, rows - 1)
+    return np.asarray(np.clip(ranks.astype(np.int64) - 1, 0, rows - 1), np.int64)
 
 
 def scattered(ranks: NDArray[np.int64], rows: int) -> NDArray[np.int64]:
     """Frequent ids all over the table, not side by side at its beginning: rank times a number prime to `rows`."""
     factor = next(step for step in range(int(rows * 0.618) | 1, 2 * rows + 3) if np.gcd(step, rows) == 1)
-    scattered_ids: NDArray[np.int64] = ranks * factor % rows
-    return scattered_ids
+    return np.asarray(ranks * factor % rows, np.int64)
 
 
 EMBEDDINGS: dict[str, Callable[[int, int], keras.layers.Layer]] = {
