@@ -63,7 +63,8 @@ def lookup(
     with writable(table, dtype) as weights, writable(stamps, tf.float64) as marks:
         wrong = np.flatnonzero((array < 0) | (array >= len(weights)))
         if wrong.size:
-            raise InvalidIdError(f"ids[{wrong[0]}] = {array[wrong[0]]} is not in [0, {len(weights)})")
+            message = f"ids[{wrong[0]}] = {array[wrong[0]]} is not in [0, {len(weights)})"
+            raise InvalidIdError(None, None, message)
         rows = _buffers.pool.take((len(array), weights.shape[1]), weights.dtype)
         unique, positions = fastreg_kernels.lookup_rows(weights, marks, array, product, total, rows)
     _bridge.statistics.count_kernel_call()
@@ -72,9 +73,6 @@ def lookup(
 
 class InvalidIdError(tf.errors.InvalidArgumentError, ValueError):  # type: ignore[misc]
     """An id without a row. In a graph TensorFlow makes its own `InvalidArgumentError` of a ValueError."""
-
-    def __init__(self, message: str) -> None:
-        super().__init__(None, None, message)
 
 
 def flush(dtype: tf.DType, table: tf.Tensor, stamps: tf.Tensor, clock: tf.Tensor) -> None:
