@@ -93,6 +93,11 @@ class LazyTable(keras.Variable):  # type: ignore[misc]
             self.flush()
         return super().value
 
+    def __repr__(self) -> str:
+        if self._value is not None and tf.executing_eagerly():
+            self.flush()  # Keras shows what is stored
+        return str(super().__repr__())
+
     def _direct_assign(self, value: Any) -> None:
         super()._direct_assign(value)
         self._start_afresh()

@@ -70,6 +70,16 @@ def test_whole_reads_see_true_weights(lazy, float64):
         np.testing.assert_array_equal(layer(tf.range(23)), before)
 
 
+def test_what_is_shown_is_true(lazy):
+    layer, optimizer = lazy.plan(1).layer(fastreg.L2(0.25), "float32"), fastreg.LazyRegularization("sgd")
+    optimizer.build(layer.trainable_weights)
+    layer.embeddings.assign(tf.fill((23, 5), 0.5))
+    optimizer.learning_rate = 1.0
+    optimizer.apply([None], layer.trainable_weights)
+    assert "0.25" in repr(layer.embeddings)
+    assert "0.5 " not in repr(layer.embeddings)
+
+
 def test_changing_the_factors_between_fits(lazy, float64):
     """Exact through all changes, each of which takes a new trace, as with Keras's regularizers."""
     plan = lazy.plan(40)
