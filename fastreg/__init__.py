@@ -10,14 +10,18 @@ from fastreg._bridge import get_bridge, set_bridge, set_crossover
 from fastreg._buffers import clear_buffers
 from fastreg._info import info
 from fastreg._version import __version__
+from fastreg.embedding import Embedding
 from fastreg.models import accelerate, inspect
 from fastreg.ops import l1_l2_penalty
+from fastreg.optimizers import LazyRegularization
 from fastreg.regularizers import L1, L1L2, L2, l1, l1_l2, l2
 
 __all__ = [
     "L1",
     "L1L2",
     "L2",
+    "Embedding",
+    "LazyRegularization",
     "__version__",
     "accelerate",
     "clear_buffers",

@@ -11,9 +11,9 @@ from typing import Any
 import keras
 
 from fastreg import _bridge
-from fastreg.regularizers import L1, L1L2, L2, _Penalty
-
-_REPLACEMENTS = {keras.regularizers.L1: L1, keras.regularizers.L2: L2, keras.regularizers.L1L2: L1L2}
+from fastreg._lazy.clone import lazy_clone
+from fastreg._lazy.table import LazyTable
+from fastreg.regularizers import REPLACEMENTS, _Penalty
 
 
 @dataclass(frozen=True)
@@ -29,9 +29,10 @@ class RegularizedValue:
     size : int or None
         Elements; None for an activity, whose size depends on the batch.
     dtype : str
-    bridge : {"py_function", "tensorflow", "dynamic", "keras"}
+    bridge : {"py_function", "tensorflow", "dynamic", "keras", "lazy"}
         What computes the penalty in `fit`: the kernels, TensorFlow's ops, one of these by the size at run time, or
-        the regularizer's own code, if it is not fastreg's.
+        the regularizer's own code, if it is not fastreg's; `"lazy"` for the table of a `fastreg.Embedding`, whose
+        penalty is tracked as its rows are updated.
     reason : str
         Why.
     """
@@ -45,7 +46,7 @@ class RegularizedValue:
     reason: str
 
 
-def accelerate(model: keras.Model) -> keras.Model:
+def accelerate(model: keras.Model, lazy: bool = False) -> keras.Model:
     """Replace Keras's L1, L2 and L1L2 regularizers in a model by fastreg's, in place.
 
     Covers weights and activities of every layer, nested models included. Factors stay as they are, other regularizers
@@ -58,31 +59,44 @@ def accelerate(model: keras.Model) -> keras.Model:
     Parameters
     ----------
     model : keras.Model or keras.layers.Layer
+    lazy : bool, default False
+        Return a clone instead, of a Functional or Sequential model, whose regularized `keras.layers.Embedding` layers
+        are `fastreg.Embedding` and whose optimizer, if the model is compiled, is a fresh one of the same settings in a
+        `fastreg.LazyRegularization`. The clone has the weights of the model, but not the state of its optimizer.
 
     Returns
     -------
     keras.Model
-        The same object.
+        The same object, or the clone.
 
     Raises
     ------
     TypeError
         If `model` is not a Keras layer or model.
+    ValueError
+        If a lazy clone is not possible: of a subclassed model, or with an optimizer without a row-wise form.
+
+    Warns
+    -----
+    UserWarning
+        If the clone's optimizer is not SGD, or a penalty has an L1 part: its numbers then differ from Keras's.
     """
+    if lazy:
+        model = lazy_clone(model)
     replaced: dict[int, _Penalty] = {}
 
     def replacement(regularizer: Any) -> _Penalty:
         # One for one, so that layers that shared a regularizer still do.
         if id(regularizer) not in replaced:
-            replaced[id(regularizer)] = _REPLACEMENTS[type(regularizer)](**regularizer.get_config())
+            replaced[id(regularizer)] = REPLACEMENTS[type(regularizer)](**regularizer.get_config())
         return replaced[id(regularizer)]
 
     for layer in _layers(model):
         for name, value in list(vars(layer).items()):
-            if type(value) in _REPLACEMENTS:
+            if type(value) in REPLACEMENTS:
                 setattr(layer, name, replacement(value))
         for variable in layer.weights:
-            if type(getattr(variable, "regularizer", None)) in _REPLACEMENTS:
+            if type(getattr(variable, "regularizer", None)) in REPLACEMENTS:
                 variable.regularizer = replacement(variable.regularizer)
         if isinstance(layer, keras.Model):
             layer.train_function = layer.test_function = layer.predict_function = None
@@ -115,7 +129,9 @@ def inspect(model: keras.Model) -> list[RegularizedValue]:
     eager = compiled and bool(model.run_eagerly)
     row = functools.partial(_row, eager=eager, xla=compiled and not eager and bool(model.jit_compile))
     rows = [
-        row(variable.path, "weight", variable.regularizer, math.prod(variable.shape), variable.dtype)
+        _lazy_row(variable)
+        if isinstance(variable, LazyTable)
+        else row(variable.path, "weight", variable.regularizer, math.prod(variable.shape), variable.dtype)
         for variable in model.trainable_weights
         if getattr(variable, "regularizer", None) is not None
     ]
@@ -132,6 +148,13 @@ def _layers(model: Any) -> Iterator[keras.layers.Layer]:
         raise TypeError(f"Invalid type for argument model: expected a Keras model. Received: {type(model).__name__}")
     # The one place where Keras lists layers of every kind recursively, RNN cells and wrapped layers included.
     yield from model._flatten_layers()
+
+
+def _lazy_row(table: LazyTable) -> RegularizedValue:
+    reason = "a lazily regularised table"
+    return RegularizedValue(
+        table.path, "weight", table.penalised_by, math.prod(table.shape), table.dtype, "lazy", reason
+    )
 
 
 def _row(

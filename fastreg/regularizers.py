@@ -133,6 +133,10 @@ class L1L2(_Penalty):
         return {"l1": self.l1, "l2": self.l2}
 
 
+REPLACEMENTS = {keras.regularizers.L1: L1, keras.regularizers.L2: L2, keras.regularizers.L1L2: L1L2}
+"""fastreg's class for each of Keras's. Subclasses of Keras's are other regularizers, and have none."""
+
+
 def l1(l: float = 0.01) -> L1:  # noqa: E741 - the classic name of the argument
     """An `L1` regularizer, in Keras's classic spelling."""
     return L1(l)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from fastreg.cli import UsageError
-from fastreg_benchmarks import bandwidth, crossover, environment, limits, penalty, report, results, steps
+from fastreg_benchmarks import bandwidth, crossover, environment, lazy, limits, penalty, report, results, steps
 from fastreg_benchmarks.cases import DTYPES, VALUE, Case
 from fastreg_benchmarks.measure import require_memory
 from fastreg_benchmarks.providers import DEFAULT_MODES, EAGER, FUNCTION, MODES, PROVIDERS, plan
@@ -20,7 +20,13 @@ from fastreg_benchmarks.settings import Settings
 
 DESCRIPTION = "measure penalties against Keras, NumPy and the machine's memory bandwidth"
 
-SUITES: dict[str, Any] = {"penalty": penalty, "crossover": crossover, "limits": limits, "steps": steps}
+SUITES: dict[str, Any] = {
+    "penalty": penalty,
+    "crossover": crossover,
+    "limits": limits,
+    "steps": steps,
+    "lazy": lazy,
+}
 
 SIZES = (1, 100, 10_000, 1_000_000, 2**22, 2**26)
 QUICK_SIZES = (1, 10_000, 2**22)
@@ -33,6 +39,7 @@ _APPLICABLE = {
     "crossover": {"sizes", "dtypes", "modes", "warm"},
     "limits": set(),
     "steps": set(),
+    "lazy": {"plot"},
 }
 """Options that a suite does not fix itself."""
 
@@ -78,7 +85,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="?",
         const=_DEFAULT_PLOT,
         metavar="FILE",
-        help="draw the results; default file: benchmarks/results/penalty.png in a checkout, else ./penalty.png",
+        help="draw the results; default file: benchmarks/results/SUITE.png in a checkout, else ./SUITE.png",
     )
 
 
@@ -115,7 +122,7 @@ def _settings(options: argparse.Namespace) -> Settings:
     if not any(plan(Case(1, dtype, VALUE), providers, modes) for dtype in dtypes):
         raise UsageError("nothing to measure: none of the providers knows any of the modes and dtypes")
     require_memory(Case(max(sizes), max(dtypes, key=lambda dtype: np.dtype(dtype).itemsize), VALUE))
-    plot, csv = _plot_file(options.plot), _csv_file(options)
+    plot, csv = _plot_file(options.plot, options.suite), _csv_file(options)
     environment.use_host_only()
     small = options.quick or max(sizes) * 8 < bandwidth.QUICK_PROBE_BYTES
     return Settings(
@@ -170,14 +177,14 @@ def _csv_file(options: argparse.Namespace) -> Path | None:
     return path
 
 
-def _plot_file(path: Path | None) -> Path | None:
+def _plot_file(path: Path | None, suite: str) -> Path | None:
     if path is None:
         return None
     if importlib.util.find_spec("matplotlib") is None:
         raise UsageError("--plot needs matplotlib: pip install 'fastreg-keras[demo]'")
     if path == _DEFAULT_PLOT:
         root = environment.checkout()
-        path = Path("penalty.png") if root is None else root / "benchmarks" / "results" / "penalty.png"
+        path = Path(f"{suite}.png") if root is None else root / "benchmarks" / "results" / f"{suite}.png"
     if path.suffix != ".png":
         raise UsageError(f"--plot writes PNG files: {path} should end in .png")
     if not path.parent.is_dir():

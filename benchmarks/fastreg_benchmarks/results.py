@@ -80,6 +80,36 @@ class LimitRow(Environment):
     verdict: str
 
 
+@dataclass(frozen=True, kw_only=True)
+class LazyRow(Environment):
+    """One kind of training step in the suite `lazy`. Times are seconds per step.
+
+    Attributes
+    ----------
+    part : {"sizes", "against-keras", "shares", "criteo"}
+    provider : {"lazy", "lazy-l2", "fastreg", "keras", "keras-plain"}
+        The embedding layer.
+    rows, width : int
+        Of the table.
+    lookups : int
+        Ids a step.
+    exponent : float or None
+        Of their power law; None where no id occurs twice in a step.
+    """
+
+    part: str
+    provider: str
+    optimizer: str
+    rows: int
+    width: int
+    lookups: int
+    exponent: float | None
+    rounds: int
+    p20_s: float
+    p50_s: float
+    p80_s: float
+
+
 AnyRow = TypeVar("AnyRow", bound=Environment)
 
 

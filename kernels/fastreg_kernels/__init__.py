@@ -4,6 +4,7 @@ from fastreg_kernels._arrays import DTYPES
 from fastreg_kernels._jit import load_numba
 from fastreg_kernels._threads import get_num_threads, set_num_threads, threading_layer
 from fastreg_kernels.cpu import backward, forward, forward_backward, shrink
+from fastreg_kernels.rows import lookup_rows, sum_rows, update_rows
 
 load_numba()
 
@@ -13,7 +14,10 @@ __all__ = [
     "forward",
     "forward_backward",
     "get_num_threads",
+    "lookup_rows",
     "set_num_threads",
     "shrink",
+    "sum_rows",
     "threading_layer",
+    "update_rows",
 ]

@@ -1,0 +1,47 @@
+"""The suite `lazy`: training steps of lazily regularised tables against dense ones, and whether its targets are met.
+
+1. The step does not grow with the table. 2. Against Keras's layers, regularised and not. 3. Against 1,000 rows.
+4. From which share of rows touched on dense is faster. 5. A table of the size of Criteo's, on this machine.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import asdict
+
+from rich.console import Console
+
+from fastreg_benchmarks import report, results
+from fastreg_benchmarks.lazy import criteo, figures, shares, sizes
+from fastreg_benchmarks.limits.lines import Line
+from fastreg_benchmarks.measure import release
+from fastreg_benchmarks.results import LazyRow, LimitRow
+from fastreg_benchmarks.settings import Settings
+
+ROW_TYPE = LazyRow
+
+PARTS = (sizes.steps, shares.steps, criteo.steps)
+
+
+def run(settings: Settings, console: Console) -> int:
+    """Measure everything; 0, since nothing here has a result that could be wrong. Tests compare results."""
+    lines: list[Line] = []
+    rows: list[LazyRow] = []
+    for part in PARTS:
+        measured: list[LazyRow] = []
+        for row, found in part(settings):
+            measured += row
+            lines += found
+            for line in found:
+                console.print(f"{line.line}  {line.what}: {line.measured}", style="dim", markup=False)
+            release()
+        if settings.csv is not None:
+            results.append(settings.csv, measured)
+        rows += measured
+    console.print(report.limits_table([LimitRow(**asdict(settings.environment), **line._asdict()) for line in lines]))
+    counts = Counter(line.verdict for line in lines)
+    console.print(" · ".join(f"{count} {verdict}" for verdict, count in counts.items()))
+    if settings.plot is not None:
+        figures.plot(rows, settings.plot)
+        console.print(f"plot: {settings.plot}")
+    return 0

@@ -1,0 +1,1 @@
+"""Lazily regularised tables: what `fastreg.Embedding` and `fastreg.LazyRegularization` are made of."""

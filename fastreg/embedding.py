@@ -1,0 +1,220 @@
+"""An embedding layer whose regularisation costs what a batch looks up, not what the table holds."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import fastreg_kernels
+import keras
+import numpy as np
+import tensorflow as tf
+
+from fastreg._lazy.table import LazyTable
+from fastreg.regularizers import REPLACEMENTS, _Penalty
+
+
+@keras.saving.register_keras_serializable(package="fastreg")
+class Embedding(keras.layers.Embedding):  # type: ignore[misc]
+    """Drop-in for `keras.layers.Embedding` with exact, lazy L1 and L2 regularisation.
+
+    With an `embeddings_regularizer` the model must be compiled with `fastreg.LazyRegularization`. Each training step
+    with learning rate η then does to every weight of the table
+
+        w ← sign(w) · max(0, (1 − 2·η·l2)·|w| − η·l1)
+
+    and to the rows that the step looked up, after that, the optimizer's update. But only the rows looked up are
+    touched: for the others the shrink is kept in mind and applied when they are looked up, read or saved. Whatever
+    reads the table sees true weights.
+
+    Without a regularizer it is Keras's layer, but for how it reads the table: rows are gathered from the variable,
+    where Keras reads all of it, which TensorFlow makes a copy of at every step once there was a sparse update.
+
+    Parameters
+    ----------
+    input_dim, output_dim, embeddings_initializer, mask_zero, weights
+        As in `keras.layers.Embedding`.
+    embeddings_regularizer : fastreg.L1, L2 or L1L2, Keras's own three, or their names; optional
+        Factors of zero give row-wise optimizer steps without a penalty.
+    embeddings_constraint, lora_rank
+        As in `keras.layers.Embedding`; not together with a regularizer.
+    penalty_every : int, default 1000
+        In training, steps after which the value of a penalty with L1 is computed anew, by a pass over the table. In
+        between, the reported loss contains the last value. Without L1 the value is exact at every step; in `evaluate`
+        it always is. The weights do not depend on it.
+    **kwargs
+        As in `keras.layers.Layer`.
+
+    Raises
+    ------
+    ValueError
+        If an argument cannot be combined with lazy regularisation.
+
+    Notes
+    -----
+    With L2 and SGD the weights are those of Keras's dense training. With L1 they are until a weight would cross zero:
+    Keras's subgradient then oscillates around zero, this rule stops there, at zero exactly. Ids that are negative or
+    not below `input_dim` are an error; Keras counts negative ones from the end.
+
+    A table takes, beside its weights, 16 bytes per row.
+
+    Examples
+    --------
+    >>> layer = fastreg.Embedding(1_000_000, 64, embeddings_regularizer=fastreg.L2(1e-6))
+    >>> model = keras.Sequential([layer, keras.layers.Flatten(), keras.layers.Dense(1)])
+    >>> model.compile(fastreg.LazyRegularization("sgd"), "mse")
+    """
+
+    built: bool
+
+    def __init__(
+        self,
+        input_dim: int,
+        output_dim: int,
+        embeddings_initializer: Any = "uniform",
+        embeddings_regularizer: Any = None,
+        embeddings_constraint: Any = None,
+        mask_zero: bool = False,
+        weights: Any = None,
+        lora_rank: int | None = None,
+        *,
+        penalty_every: int = 1000,
+        **kwargs: Any,
+    ) -> None:
+        if isinstance(penalty_every, bool) or not isinstance(penalty_every, int) or penalty_every < 1:
+            raise ValueError(
+                "Invalid value for argument penalty_every: expected a positive integer. "
+                f"Received: penalty_every={penalty_every!r}"
+            )
+        penalty = _lazy_penalty(embeddings_regularizer)
+        dense_only = {
+            "embeddings_constraint": embeddings_constraint,
+            "lora_rank": lora_rank,
+            "quantization_config": kwargs.get("quantization_config"),
+        }
+        for name, value in dense_only.items():
+            if penalty is not None and value is not None:
+                raise ValueError(
+                    f"Invalid value for argument {name}: expected None together with embeddings_regularizer, which is "
+                    f"applied lazily. Received: {name}={value!r}. Use keras.layers.Embedding for both."
+                )
+        self.penalty_every = penalty_every
+        super().__init__(
+            input_dim,
+            output_dim,
+            embeddings_initializer=embeddings_initializer,
+            embeddings_regularizer=penalty,
+            embeddings_constraint=embeddings_constraint,
+            mask_zero=mask_zero,
+            weights=weights,
+            lora_rank=lora_rank,
+            **kwargs,
+        )
+        if penalty is not None:
+            self.supports_jit = False  # Keras's automatic choice then leaves XLA off
+
+    def build(self, input_shape: Any = None) -> None:
+        """Make the table."""
+        if self.built or self.embeddings_regularizer is None:
+            super().build(input_shape)
+            return
+        if self.variable_dtype not in fastreg_kernels.DTYPES:
+            expected = " or ".join(fastreg_kernels.DTYPES)
+            raise ValueError(
+                f"Invalid value for argument dtype: expected weights of {expected}. Received: {self.variable_dtype}"
+            )
+        if tf.distribute.get_strategy().num_replicas_in_sync > 1:
+            raise NotImplementedError("Lazily regularised tables cannot be trained on several replicas.")
+        with keras.name_scope(self.name, caller=self):
+            table = LazyTable(
+                self.embeddings_initializer,
+                (self.input_dim, self.output_dim),
+                self.variable_dtype,
+                self.embeddings_regularizer,
+                self.penalty_every,
+                name="embeddings",
+            )
+        self._track_variable(table)
+        self._embeddings = table
+        self.built = True
+
+    def call(self, inputs: Any) -> Any:
+        """Rows of the ids: a tensor, dense or ragged, of shape `(*inputs.shape, output_dim)` in the compute dtype.
+
+        Raises
+        ------
+        tf.errors.InvalidArgumentError
+            At run time, if an id is negative or not below `input_dim`.
+        """
+        if self.lora_enabled or self.quantization_mode is not None:
+            return super().call(inputs)
+        if isinstance(inputs, tf.SparseTensor):
+            inputs = tf.sparse.to_dense(inputs)  # what is missing has id 0, as in Keras's layer
+        if inputs.dtype not in ("int32", "int64"):
+            inputs = keras.ops.cast(inputs, "int32")
+        if isinstance(inputs, tf.RaggedTensor):
+            return inputs.with_flat_values(self._rows(inputs.flat_values))
+        return self._rows(inputs)
+
+    def flush(self) -> None:
+        """Write the true weights of all rows. Reading and saving do it by themselves."""
+        table = self._table()
+        if table is not None:
+            table.flush()
+
+    def penalty(self) -> tf.Tensor:
+        """The exact penalty of the true weights now: a scalar in their dtype, zero without a regularizer."""
+        table = self._table()
+        if table is None:
+            return tf.zeros((), self.variable_dtype)
+        table.refresh_if_older(1)
+        return table.penalty()
+
+    def sparsity(self) -> float:
+        """The share of weights that are exactly zero."""
+        table = self._table()
+        if table is None:
+            return 1.0 - float(np.count_nonzero(self._embeddings.numpy()) / (self.input_dim * self.output_dim))
+        return table.sparsity()
+
+    def enable_lora(self, rank: int, **kwargs: Any) -> None:
+        """As Keras's layer, without a regularizer only."""
+        self._refuse_if_lazy("enable_lora")
+        super().enable_lora(rank, **kwargs)
+
+    def quantize(self, *args: Any, **kwargs: Any) -> Any:
+        """As Keras's layer, without a regularizer only."""
+        self._refuse_if_lazy("quantize")
+        return super().quantize(*args, **kwargs)
+
+    def get_config(self) -> dict[str, Any]:
+        """What the constructor takes."""
+        return {**super().get_config(), "penalty_every": self.penalty_every}
+
+    def _rows(self, ids: tf.Tensor) -> tf.Tensor:
+        table = self._table()
+        if table is not None:
+            return table.lookup(ids, self.compute_dtype)
+        # From the variable itself: `tf.gather` of a tensor would read, and after a sparse update copy, the whole table.
+        return tf.cast(tf.gather(self._embeddings.value, ids), self.compute_dtype)
+
+    def _table(self) -> LazyTable | None:
+        if not self.built:
+            raise AttributeError("You must build the layer before using its table.")
+        return self._embeddings if isinstance(self._embeddings, LazyTable) else None
+
+    def _refuse_if_lazy(self, method: str) -> None:
+        if self.embeddings_regularizer is not None:
+            raise NotImplementedError(f"{method} is not supported together with a lazy embeddings_regularizer.")
+
+
+def _lazy_penalty(regularizer: Any) -> _Penalty | None:
+    """Fastreg's regularizer for what was given."""
+    found = keras.regularizers.get(regularizer)
+    if found is None or isinstance(found, _Penalty):
+        return found
+    if type(found) in REPLACEMENTS:
+        return REPLACEMENTS[type(found)](**found.get_config())
+    raise ValueError(
+        "Invalid value for argument embeddings_regularizer: expected fastreg.L1, L2 or L1L2, which can be applied "
+        f"lazily. Received: {found!r}. Use keras.layers.Embedding for others."
+    )

@@ -1,0 +1,302 @@
+"""Kernels for tables of which a few rows are touched: lazy lookup, sums of duplicate rows, lazy update in place."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import prange
+from numpy.typing import NDArray
+
+from fastreg_kernels import _arrays, _threads
+from fastreg_kernels._jit import jit, parallel_jit
+from fastreg_kernels._vector import LANES, load, load_first, soft_threshold, store, store_first, total, widen, zeros
+
+PARALLEL_MIN_ELEMENTS = 1 << 16
+"""With fewer elements than this, waking the threads costs more than they save."""
+
+
+def lookup_rows(
+    x: NDArray[Any], stamps: NDArray[np.float64], ids: NDArray[Any], product: float, total: float, out: NDArray[Any]
+) -> tuple[NDArray[Any], NDArray[np.int32]]:
+    """Rows of `x` as they are after the shrinks since they were last written, and the ids without duplicates.
+
+    Row i of `out` becomes `sign(x) * max(0, scale * |x| - threshold)` of row `ids[i]`; for scale, threshold and the
+    arguments see `update_rows`. Nothing is written to `x` or `stamps`.
+
+    Parameters
+    ----------
+    ids : ndarray of int32 or int64, shape (n,)
+        From 0 to `count - 1`.
+    out : ndarray, shape (n, width)
+        Of the dtype of `x`, C-contiguous and apart from it.
+
+    Returns
+    -------
+    unique : ndarray of the dtype of ids, shape (m,)
+        Each id once, in the order of their first occurrence.
+    positions : ndarray of int32, shape (n,)
+        `unique[positions[i]] == ids[i]`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As for `sum_rows`.
+    """
+    flat, width = _rows(x, "x")
+    _expect(stamps, "stamps", (len(x), 2), np.dtype(np.float64))
+    where = _indices(ids, "ids", len(ids), len(x))
+    _expect(out, "out", (len(ids), width), x.dtype)
+    kind = np.empty(0, _arrays.arithmetic_dtype(x.dtype))  # tells the kernel the dtype of the arithmetic
+    arguments = (flat, stamps, where, float(product), float(total), _arrays.stored(out.reshape(-1)), kind, width)
+    threads = min(_threads_for(out.size), len(ids))
+    if threads <= 1:
+        _look_up(0, len(ids), *arguments)
+    else:
+        with _threads.mask(threads):
+            _look_up_parallel(threads, len(ids), *arguments)
+    slots = np.full(1 << max(4, (2 * len(ids)).bit_length()), -1, np.int32)
+    unique, positions = np.empty_like(where), np.empty(len(ids), np.int32)
+    return unique[: _unique(where, slots, unique, positions)], positions
+
+
+def sum_rows(
+    values: NDArray[Any], positions: NDArray[Any], count: int, out: NDArray[Any] | None = None
+) -> NDArray[Any]:
+    """Sums of the rows of `values` that have the same position.
+
+    Parameters
+    ----------
+    values : ndarray of float32, float64, float16 or bfloat16, shape (n, width)
+        C-contiguous.
+    positions : ndarray of int32 or int64, shape (n,)
+        From 0 to `count - 1`.
+    count : int
+        Rows of the result.
+    out : ndarray, optional
+        Of the result's shape and dtype, C-contiguous; a new array if not given.
+
+    Returns
+    -------
+    ndarray of shape (count, width)
+        `out[p] = sum of values[i] with positions[i] == p`, zero where there are none. Added in the order of i, in the
+        dtype of `values`, or in float32 for the half types; the bits do not depend on the number of threads.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument has another type, dtype, shape, layout or range.
+    """
+    flat, width = _rows(values, "values")
+    dtype = _arrays.arithmetic_dtype(values.dtype)
+    result = np.empty((count, width), dtype) if out is None else out
+    _expect(result, "out", (count, width), dtype)
+    where = _indices(positions, "positions", len(values), count)
+    result.fill(0)
+    blocks = -(-width // LANES)
+    # Threads share the columns, not the rows: each position is then one thread's, however uneven positions are.
+    threads = min(_threads_for(flat.size), blocks)
+    if threads == 1:
+        _sum(0, blocks, flat, where, result.reshape(-1), width)
+    else:
+        with _threads.mask(threads):
+            _sum_parallel(threads, blocks, flat, where, result.reshape(-1), width)
+    return result
+
+
+def update_rows(
+    x: NDArray[Any],
+    stamps: NDArray[np.float64],
+    rows: NDArray[Any],
+    product: float,
+    total: float,
+    step: NDArray[Any],
+    sums: bool,
+) -> float:
+    """Shrink some rows of `x` for the steps since they were last written, subtract a step, and stamp them; in place.
+
+    Row r becomes `sign(x) * max(0, scale * |x| - threshold) - step` with `scale = product / stamps[r, 0]` and
+    `threshold = product * (total - stamps[r, 1])`, and `stamps[r]` becomes `(product, total)`.
+
+    Parameters
+    ----------
+    x : ndarray of float32, float64, float16 or bfloat16, shape (count, width)
+        C-contiguous and writable.
+    stamps : ndarray of float64, shape (count, 2)
+        C-contiguous and writable.
+    rows : ndarray of int32 or int64, shape (n,)
+        From 0 to `count - 1`, each at most once.
+    product, total : float
+        The running product of scales and the running sum of thresholds over it.
+    step : ndarray, shape (n, width)
+        Of the dtype of the arithmetic, which is that of `x`, or float32 for the half types; C-contiguous. Scale and
+        threshold are computed in float64 and rounded once to that dtype.
+    sums : bool
+        Whether the change of the sum of squares is wanted.
+
+    Returns
+    -------
+    float
+        The sum of the squares of the new rows minus that of the shrunk ones, both in float64; 0 if not wanted.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As for `sum_rows`.
+    """
+    _, width = _rows(x, "x")
+    dtype = _arrays.arithmetic_dtype(x.dtype)
+    flat_step, _ = _rows(step, "step")
+    _expect(step, "step", (len(rows), width), dtype)
+    _expect(stamps, "stamps", (len(x), 2), np.dtype(np.float64))
+    for name, array in (("x", x), ("stamps", stamps)):
+        if not array.flags.writeable:
+            raise ValueError(f"Invalid value for argument {name}: expected a writable array. Received: a read-only one")
+    where = _indices(rows, "rows", len(rows), len(x))
+    changes = np.empty(len(rows)) if sums else None
+    arguments = (_arrays.stored(x.reshape(-1)), stamps, where, float(product), float(total), flat_step, changes, width)
+    threads = min(_threads_for(flat_step.size), len(rows))
+    if threads <= 1:
+        _update(0, len(rows), *arguments)
+    else:
+        with _threads.mask(threads):
+            _update_parallel(threads, len(rows), *arguments)
+    return 0.0 if changes is None else float(changes.sum())
+
+
+def _expect(array: NDArray[Any], name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+    if array.shape != shape or array.dtype != dtype or not array.flags.c_contiguous:
+        raise ValueError(
+            f"Invalid value for argument {name}: expected a C-contiguous array of shape {shape} and dtype {dtype}. "
+            f"Received: shape {array.shape}, dtype {array.dtype}"
+        )
+
+
+def _rows(x: Any, name: str) -> tuple[NDArray[Any], int]:
+    flat = _arrays.flat_input(x)
+    if x.ndim != 2 or not x.flags.c_contiguous:
+        raise ValueError(
+            f"Invalid value for argument {name}: expected two dimensions in C order. Received: shape {x.shape}"
+        )
+    return flat, x.shape[1]
+
+
+def _indices(indices: Any, name: str, size: int, count: int) -> NDArray[Any]:
+    if not isinstance(indices, np.ndarray) or indices.dtype not in (np.int32, np.int64):
+        raise TypeError(f"Invalid type for argument {name}: expected an array of int32 or int64.")
+    if indices.shape != (size,):
+        raise ValueError(f"Invalid value for argument {name}: expected shape {(size,)}. Received: {indices.shape}")
+    if size and not (indices.min() >= 0 and indices.max() < count):
+        raise ValueError(
+            f"Invalid value for argument {name}: expected 0 to {count - 1}. "
+            f"Received: {indices.min()} to {indices.max()}"
+        )
+    view = np.ascontiguousarray(indices).view()
+    view.flags.writeable = False
+    return view
+
+
+def _threads_for(elements: int) -> int:
+    return 1 if elements < PARALLEL_MIN_ELEMENTS else _threads.get_num_threads()
+
+
+@jit
+def _unique(ids, slots, unique, positions):
+    """Number of distinct ids, by a hash table with linear probing that is at most half full."""
+    count, mask = 0, slots.size - 1
+    for i in range(ids.size):
+        slot = (ids[i] * 2654435769 >> 7) & mask  # Knuth's multiplicative hash: neighbours go apart
+        while slots[slot] >= 0 and unique[slots[slot]] != ids[i]:
+            slot = (slot + 1) & mask
+        if slots[slot] < 0:
+            slots[slot] = count
+            unique[count] = ids[i]
+            count += 1
+        positions[i] = slots[slot]
+    return count
+
+
+@jit
+def _look_up(first, last, x, stamps, ids, product, total_threshold, out, kind, width):
+    tail = width - width % LANES
+    for k in range(first, last):
+        row = ids[k]
+        start, target = row * width, k * width
+        scale = kind.dtype.type(product / stamps[row, 0])
+        threshold = kind.dtype.type(product * (total_threshold - stamps[row, 1]))
+        for i in range(0, tail, LANES):
+            store(out, target + i, _shrunk(load(x, start + i), scale, threshold))
+        if tail < width:
+            rest = _shrunk(load_first(x, start + tail, width - tail), scale, threshold)
+            store_first(out, target + tail, rest, width - tail)
+
+
+@parallel_jit
+def _look_up_parallel(threads, count, x, stamps, ids, product, total_threshold, out, kind, width):
+    for t in prange(threads):
+        first, last = t * count // threads, (t + 1) * count // threads
+        _look_up(first, last, x, stamps, ids, product, total_threshold, out, kind, width)
+
+
+@jit
+def _sum(first, last, values, positions, out, width):
+    for i in range(positions.size):
+        source, target = i * width, positions[i] * width
+        for block in range(first, last):
+            column = block * LANES
+            if column + LANES <= width:
+                store(out, target + column, load(out, target + column) + load(values, source + column))
+            else:
+                count = width - column
+                added = load_first(out, target + column, count) + load_first(values, source + column, count)
+                store_first(out, target + column, added, count)
+
+
+@parallel_jit
+def _sum_parallel(threads, blocks, values, positions, out, width):
+    for t in prange(threads):
+        _sum(t * blocks // threads, (t + 1) * blocks // threads, values, positions, out, width)
+
+
+@jit
+def _shrunk(v, scale, threshold):
+    return soft_threshold(scale * abs(v) - threshold, v)
+
+
+@jit
+def _change(old, new, scale, threshold):
+    shrunk, wide = widen(old), widen(new)
+    shrunk = scale * shrunk if threshold == 0.0 else _shrunk(shrunk, scale, threshold)
+    return wide * wide - shrunk * shrunk
+
+
+@jit
+def _update(first, last, x, stamps, rows, product, total_threshold, step, changes, width):
+    tail = width - width % LANES
+    for k in range(first, last):
+        row = rows[k]
+        start, source = row * width, k * width
+        scale = product / stamps[row, 0]
+        threshold = product * (total_threshold - stamps[row, 1])
+        stamps[row, 0], stamps[row, 1] = product, total_threshold
+        a, b, change = step.dtype.type(scale), step.dtype.type(threshold), zeros()
+        for i in range(0, tail, LANES):
+            old = load(x, start + i)
+            store(x, start + i, _shrunk(old, a, b) - load(step, source + i))
+            if changes is not None:  # what was stored, after its rounding
+                change = change + _change(old, load(x, start + i), scale, threshold)
+        if tail < width:
+            count = width - tail
+            old = load_first(x, start + tail, count)
+            store_first(x, start + tail, _shrunk(old, a, b) - load_first(step, source + tail, count), count)
+            if changes is not None:
+                change = change + _change(old, load_first(x, start + tail, count), scale, threshold)
+        if changes is not None:
+            changes[k] = total(change)
+
+
+@parallel_jit
+def _update_parallel(threads, count, x, stamps, rows, product, total_threshold, step, changes, width):
+    for t in prange(threads):
+        first, last = t * count // threads, (t + 1) * count // threads
+        _update(first, last, x, stamps, rows, product, total_threshold, step, changes, width)

@@ -1,0 +1,150 @@
+"""What cannot be trained lazily is refused, at the first step at the latest, and before a weight changes."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import fastreg
+
+L2 = 2**-6
+
+
+def fit(model, x, y, **options):
+    return model.fit(x, y, **{"batch_size": 8, "shuffle": False, "verbose": 0, **options})
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", keras.optimizers.SGD(0.1, momentum=0.9)])
+@pytest.mark.parametrize("eager", [False, True])
+def test_a_missing_wrapper_is_an_error_at_the_first_step(lazy, optimizer, eager):
+    x, y = lazy.data()
+    if not isinstance(optimizer, str):
+        optimizer = keras.optimizers.SGD(0.1, momentum=0.9)
+    model = lazy.compiled(fastreg.L2(L2), optimizer, run_eagerly=eager)
+    before = model.get_weights()
+    with pytest.raises(RuntimeError, match="LazyRegularization"):
+        fit(model, x, y)
+    for weight, start in zip(model.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(weight, start)
+
+
+@pytest.mark.parametrize("eager", [False, True])
+def test_compiling_again_without_the_wrapper_is_an_error(lazy, eager):
+    x, y = lazy.data()
+    model = lazy.compiled(fastreg.L2(L2), fastreg.LazyRegularization("sgd"), run_eagerly=eager)
+    fit(model, x, y)
+    before = model.get_weights()
+    model.compile("sgd", "mse", run_eagerly=eager)
+    with pytest.raises(RuntimeError, match="LazyRegularization"):
+        fit(model, x, y)
+    np.testing.assert_array_equal(model.get_weights()[0], before[0])
+
+
+def test_a_wrapper_inside_another_is_an_error(lazy):
+    x, y = lazy.data()
+    outer = keras.optimizers.LossScaleOptimizer(fastreg.LazyRegularization("sgd"))
+    model = lazy.compiled(fastreg.L2(L2), outer)
+    with pytest.raises(RuntimeError, match="outermost"):
+        fit(model, x, y)
+    with pytest.raises(ValueError, match="wrapped already"):
+        fastreg.LazyRegularization(fastreg.LazyRegularization("sgd"))
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "rowwise", "message"),
+    [
+        (keras.optimizers.RMSprop, False, "SGD, Adagrad or Adam"),
+        (keras.optimizers.AdamW, False, "SGD, Adagrad or Adam"),
+        (lambda: keras.optimizers.SGD(momentum=0.9), False, "momentum"),
+        (lambda: keras.optimizers.Adam(amsgrad=True), False, "amsgrad"),
+        (lambda: keras.optimizers.SGD(weight_decay=0.1), False, "weight_decay"),
+        (lambda: keras.optimizers.SGD(use_ema=True), False, "use_ema"),
+        (lambda: keras.optimizers.SGD(gradient_accumulation_steps=2), False, "gradient_accumulation_steps"),
+        (keras.optimizers.SGD, True, "rowwise"),
+    ],
+)
+def test_optimizers_without_a_row_wise_form(optimizer, rowwise, message):
+    with pytest.raises(ValueError, match=message):
+        fastreg.LazyRegularization(optimizer(), rowwise=rowwise)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"embeddings_constraint": "non_neg"},
+        {"lora_rank": 2},
+        {"embeddings_regularizer": keras.regularizers.OrthogonalRegularizer()},
+        {"penalty_every": 0},
+        {"penalty_every": True},
+        {"penalty_every": 1.5},
+    ],
+)
+def test_arguments_that_cannot_be_lazy(options):
+    with pytest.raises(ValueError, match="Invalid value for argument"):
+        fastreg.Embedding(5, 3, **{"embeddings_regularizer": fastreg.L2(), **options})
+
+
+def test_lora_and_quantization_are_refused(lazy):
+    layer = lazy.plan(1).layer(fastreg.L2())
+    with pytest.raises(NotImplementedError, match="enable_lora"):
+        layer.enable_lora(2)
+    with pytest.raises(NotImplementedError, match="quantize"):
+        layer.quantize("int8")
+
+
+def test_xla(lazy):
+    """Keras leaves XLA off, also where it is asked for; elsewhere lookups compile, and training says the way out."""
+    x, y = lazy.data()
+    assert not lazy.compiled(fastreg.L2(L2), fastreg.LazyRegularization("sgd")).jit_compile
+    optimizer = fastreg.LazyRegularization("sgd")
+    with pytest.warns(UserWarning, match="Proceeding with `jit_compile=False`"):
+        model = lazy.compiled(fastreg.L2(L2), optimizer, jit_compile=True)
+    fit(model, x, y)
+    layer, ids = model.layers[1], tf.constant([3, 1, 3])
+    compiled = tf.function(layer.__call__, jit_compile=True)(ids)
+    np.testing.assert_allclose(compiled, layer(ids), rtol=1e-6)
+
+    @tf.function(jit_compile=True)
+    def step():
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(layer(ids))
+        optimizer.apply(tape.gradient(loss, layer.trainable_weights), layer.trainable_weights)
+
+    with pytest.raises(NotImplementedError, match="jit_compile=False"):
+        step()
+
+
+@pytest.mark.parametrize("ids", [[23], [-1], [0, 1, 1000]])
+@pytest.mark.parametrize("penalty", [None, fastreg.L2()])
+@pytest.mark.parametrize("graph", [False, True])
+def test_ids_out_of_range(lazy, ids, penalty, graph):
+    layer = fastreg.Embedding(23, 5, embeddings_regularizer=penalty)
+    layer.build()
+    call = tf.function(layer.__call__) if graph else layer
+    with pytest.raises(tf.errors.InvalidArgumentError, match="is not in"):
+        call(tf.constant(ids))
+
+
+def test_a_learning_rate_that_would_turn_weights_around(lazy, float64):
+    plan = lazy.plan(1)
+    layer = plan.layer(fastreg.L2(1.0))
+    with pytest.raises(tf.errors.InvalidArgumentError, match="learning_rate \\* l2"):
+        plan.train(layer, lazy.optimizer("sgd", 0.5))
+
+
+def test_a_step_that_reads_the_whole_table_is_refused(lazy):
+    """Tied weights would train every row at every step."""
+    layer = lazy.plan(1).layer(fastreg.L2(), dtype="float32")
+    optimizer = fastreg.LazyRegularization("sgd")
+    with tf.GradientTape() as tape:
+        loss = tf.reduce_sum(layer(tf.constant([1]))) + tf.reduce_sum(tf.square(tf.convert_to_tensor(layer.embeddings)))
+    with pytest.raises(ValueError, match="dense gradient"):
+        optimizer.apply(tape.gradient(loss, layer.trainable_weights), layer.trainable_weights)
+
+
+def test_an_unknown_table(lazy):
+    first, second = (lazy.plan(1).layer(fastreg.L2(), dtype="float32") for _ in range(2))
+    optimizer = fastreg.LazyRegularization("adagrad")
+    optimizer.build(first.trainable_weights)
+    with pytest.raises(ValueError, match="Unknown table"):
+        optimizer.apply([None], second.trainable_weights)

@@ -1,0 +1,136 @@
+"""The penalty in the reported loss, and what the layer tells about its table."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import fastreg
+from fastreg._lazy import memory
+
+
+def exact(weights, l1, l2):
+    wide = np.asarray(weights, np.float64)
+    return l1 * np.abs(wide).sum() + l2 * np.square(wide).sum()
+
+
+class Recorder(keras.callbacks.Callback):
+    """The exact penalty before each batch, by reading a copy of the model's weights without a flush."""
+
+    def __init__(self, l1, l2):
+        super().__init__()
+        self.factors, self.penalties, self.losses = (l1, l2), [], []
+
+    def on_train_batch_begin(self, batch, logs=None):
+        rows = self.model.layers[1](tf.range(23))  # a lookup of all rows: true weights
+        self.penalties.append(exact(rows, *self.factors))
+        self.model.reset_metrics()
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.losses.append(logs["loss"])
+
+
+def losses(lazy, l1, l2, **options):
+    """Of each step: the reported loss without its data part, and the exact penalty."""
+    x, y = lazy.data()
+    keras.utils.set_random_seed(11)
+    layer = fastreg.Embedding(23, 5, embeddings_regularizer=fastreg.L1L2(l1, l2), **options)
+    ids = keras.Input((4,), dtype="int32")
+    zero = keras.layers.Dense(1, kernel_initializer="zeros", trainable=False)
+    model = keras.Model(ids, zero(keras.layers.Flatten()(layer(ids))))
+    model.compile(fastreg.LazyRegularization(keras.optimizers.SGD(0.125)), "mse")
+    recorder = Recorder(l1, l2)
+    model.fit(x, np.zeros_like(y), batch_size=8, epochs=3, shuffle=False, verbose=0, callbacks=[recorder])
+    return np.array(recorder.losses), np.array(recorder.penalties), model, (x, np.zeros_like(y))
+
+
+def test_with_l2_it_is_exact_at_every_step(lazy):
+    reported, expected, *_ = losses(lazy, 0.0, 0.125)
+    assert expected[-1] < 0.9 * expected[0]
+    np.testing.assert_allclose(reported, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("every", [1, 5])
+def test_with_l1_it_is_computed_anew_now_and_then(lazy, every):
+    reported, expected, model, data = losses(lazy, 0.01, 0.125, penalty_every=every)
+    stale = expected[(np.arange(len(expected)) // every) * every]
+    np.testing.assert_allclose(reported, stale, rtol=1e-6)
+    now = exact(model.layers[1](tf.range(23)), 0.01, 0.125)
+    np.testing.assert_allclose(model.evaluate(*data, verbose=0), now, rtol=1e-6)
+    np.testing.assert_allclose(model.layers[1].penalty(), now, rtol=1e-6)
+
+
+def test_tracking_does_not_drift(lazy):
+    """The sum of squares follows 300 steps of a table of float32, then a fresh pass finds the same."""
+    plan = lazy.plan(300)
+    layer = plan.layer(fastreg.L2(0.0625), dtype="float32")
+    plan.train(layer, fastreg.LazyRegularization(keras.optimizers.SGD(0.25)))
+    tracked = float(layer.penalty())
+    np.testing.assert_allclose(tracked, exact(layer.embeddings.numpy(), 0.0, 0.0625), rtol=1e-6)
+    layer.embeddings.assign(layer.embeddings.numpy())
+    np.testing.assert_allclose(layer.penalty(), tracked, rtol=1e-6)
+
+
+def test_the_penalty_counts_once_however_often_the_layer_is_called(lazy):
+    layer = fastreg.Embedding(23, 5, embeddings_regularizer=fastreg.L2(0.5))
+    for _ in range(3):
+        layer(tf.constant([1, 2]))
+    assert len(layer.losses) == 1
+    np.testing.assert_allclose(layer.losses[0], exact(layer.embeddings.numpy(), 0, 0.5), rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
+def test_dtypes_and_chunks(lazy, dtype, monkeypatch):
+    """Tables longer than a chunk are flushed, summed and counted to the end."""
+    monkeypatch.setattr(memory, "_CHUNK_BYTES", 100)
+    plan = lazy.plan(5, rows=101, width=7)
+    layer = plan.layer(fastreg.L1L2(0.25, 0.0625), dtype)
+    plan.train(layer, fastreg.LazyRegularization(keras.optimizers.SGD(0.25)))
+    weights = layer.embeddings.numpy()
+    assert layer.penalty().dtype == dtype
+    rtol = {"float16": 1e-3, "bfloat16": 1e-2, "float32": 1e-6, "float64": 1e-12}[dtype]
+    np.testing.assert_allclose(float(layer.penalty()), exact(weights, 0.25, 0.0625), rtol=rtol)
+    share = (weights.astype(np.float64) == 0).mean()
+    assert 0 < share < 1
+    assert layer.sparsity() == share
+
+
+def test_flush_keeps_what_is_looked_up(lazy):
+    plan = lazy.plan(9)
+    layer, optimizer = plan.layer(fastreg.L1L2(0.01, 0.125), "float32"), lazy.optimizer("sgd")
+    for step in range(9):
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(layer(tf.constant(plan.ids[step])))
+        optimizer.apply(tape.gradient(loss, layer.trainable_weights), layer.trainable_weights)
+    before = layer(tf.range(23)).numpy()
+    assert not np.array_equal(before, layer.embeddings._value.numpy())
+    layer.flush()
+    np.testing.assert_array_equal(layer.embeddings._value.numpy(), before)
+    np.testing.assert_array_equal(layer(tf.range(23)), before)
+    layer.flush()
+    np.testing.assert_array_equal(layer.embeddings._value.numpy(), before)
+
+
+def test_a_writable_view_never_aliases_what_others_hold():
+    """Writing to a variable's memory must not change a tensor that was read from it, or assigned to it."""
+    given = tf.random.normal((50, 3))
+    variable = tf.Variable(given)
+    variable.assign(given)
+    read = variable.read_value()
+    copies = given.numpy().copy(), read.numpy().copy()
+    with memory.writable(variable.handle, tf.float32) as array:
+        array[:] = 7
+    np.testing.assert_array_equal(given, copies[0])
+    np.testing.assert_array_equal(read, copies[1])
+    np.testing.assert_array_equal(variable.numpy(), np.full((50, 3), 7))
+
+
+def test_before_and_after_building(lazy):
+    layer = fastreg.Embedding(23, 5)
+    for method in (layer.flush, layer.penalty, layer.sparsity):
+        with pytest.raises(AttributeError, match="build"):
+            method()
+    layer.build()
+    layer.flush()
+    assert float(layer.penalty()) == 0
+    assert layer.sparsity() == 0

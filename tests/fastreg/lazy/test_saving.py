@@ -1,0 +1,164 @@
+"""Files hold true weights; whoever goes on from one, in this process or another, goes on with the same bits."""
+
+import json
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import fastreg
+from fastreg._lazy.table import LazyTable
+
+OPTIMIZERS = {
+    "sgd": lambda: keras.optimizers.SGD(keras.optimizers.schedules.ExponentialDecay(0.1, 20, 0.9)),
+    "adagrad": lambda: keras.optimizers.Adagrad(0.1),
+    "adam": lambda: keras.optimizers.Adam(0.01),
+}
+
+
+def compiled(lazy, name):
+    optimizer = fastreg.LazyRegularization(OPTIMIZERS[name](), rowwise=name == "adagrad")
+    return lazy.compiled(fastreg.L1L2(1e-3, 0.01), optimizer)
+
+
+def fit(model, data, **options):
+    x, y = data
+    return model.fit(x, y, batch_size=8, shuffle=False, verbose=0, **options).history["loss"]
+
+
+def state(model):
+    return [*model.get_weights(), *(np.array(variable) for variable in model.optimizer.variables)]
+
+
+def assert_equal_bits(first, second):
+    assert len(first) == len(second)
+    for one, other in zip(first, second, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+ELSEWHERE = """
+    import sys
+    import keras, numpy as np
+    import fastreg
+    folder = sys.argv[1]
+    data = np.load(folder + "/data.npz")
+    for name in sys.argv[2:]:
+        model = keras.models.load_model(f"{folder}/{name}.keras")
+        losses = model.fit(data["x"], data["y"], batch_size=8, shuffle=False, verbose=0, epochs=3).history["loss"]
+        values = [*model.get_weights(), *(np.array(variable) for variable in model.optimizer.variables)]
+        np.savez(f"{folder}/{name}.npz", *values, losses=losses)
+"""
+
+
+def test_going_on_after_saving_and_in_another_process(lazy, tmp_path, run_python):
+    data = lazy.data()
+    np.savez(tmp_path / "data.npz", x=data[0], y=data[1])
+    here = {}
+    for name in OPTIMIZERS:
+        never, saved = compiled(lazy, name), compiled(lazy, name)
+        for model in (never, saved):
+            fit(model, data, epochs=2)
+        saved.save(tmp_path / f"{name}.keras")
+        losses = fit(saved, data, epochs=3)
+        fit(never, data, epochs=3)
+        for ours, theirs in zip(saved.get_weights(), never.get_weights(), strict=True):
+            assert lazy.error(ours, theirs) < 1e-6
+        here[name] = state(saved), losses
+    run_python(ELSEWHERE, tmp_path, *OPTIMIZERS)
+    for name, (values, losses) in here.items():
+        with np.load(tmp_path / f"{name}.npz") as result:
+            assert_equal_bits([result[f"arr_{index}"] for index in range(len(result.files) - 1)], values)
+            assert result["losses"].tolist() == losses
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_weight_files_and_checkpoints(lazy, name, tmp_path):
+    data = lazy.data()
+    model = compiled(lazy, name)
+    fit(model, data)
+    model.save_weights(tmp_path / "w.weights.h5")
+    path = tf.train.Checkpoint(model=model, optimizer=model.optimizer).save(str(tmp_path / "checkpoint"))
+    fit(model, data)
+    for load in (
+        lambda other: other.load_weights(tmp_path / "w.weights.h5"),
+        lambda other: tf.train.Checkpoint(model=other, optimizer=other.optimizer).restore(path).assert_consumed(),
+    ):
+        other = compiled(lazy, name)
+        other.set_weights([weight + 1 for weight in other.get_weights()])
+        fit(other, data)  # so that there is something to be forgotten
+        load(other)
+        fit(other, data)
+        assert_equal_bits(state(other), state(model))
+
+
+def test_h5_models(lazy, tmp_path):
+    data = lazy.data()
+    model = compiled(lazy, "sgd")
+    fit(model, data)
+    model.save(tmp_path / "model.h5")
+    again = keras.models.load_model(tmp_path / "model.h5", compile=False)
+    assert_equal_bits(again.get_weights(), model.get_weights())
+    assert isinstance(again.layers[1].embeddings, LazyTable)
+
+
+class CrashError(Exception):
+    pass
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_backup_and_restore(lazy, name, tmp_path):
+    """A run that crashed and was restored is the run that was backed up all along."""
+
+    def backup(folder):
+        return keras.callbacks.BackupAndRestore(tmp_path / folder, delete_checkpoint=False)
+
+    def crash(epoch, logs):
+        if epoch == 1:
+            raise CrashError
+
+    data = lazy.data()
+    whole, crashed, restored = (compiled(lazy, name) for _ in range(3))
+    fit(whole, data, epochs=4, callbacks=[backup("whole")])
+    with pytest.raises(CrashError):
+        fit(crashed, data, epochs=4, callbacks=[backup("b"), keras.callbacks.LambdaCallback(on_epoch_begin=crash)])
+    fit(restored, data, epochs=4, callbacks=[backup("b")])
+    for ours, theirs in zip(state(restored), state(whole), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-6 * max(1e-3, np.abs(theirs).max()))
+
+
+SERVED = """
+    import json, sys
+    import numpy as np, tensorflow as tf
+    served = tf.saved_model.load(sys.argv[1])
+    assert "fastreg" not in sys.modules
+    print("RESULTS" + json.dumps(np.asarray(served.serve(np.load(sys.argv[2]))).ravel().tolist()))
+"""
+
+
+def test_export(lazy, tmp_path, run_python):
+    data = lazy.data()
+    model = compiled(lazy, "sgd")
+    fit(model, data)
+    table = model.layers[1].embeddings
+    stored = table._value.numpy()
+    model.export(tmp_path / "exported", verbose=False)
+    np.save(tmp_path / "x.npy", data[0])
+    results = json.loads(run_python(SERVED, tmp_path / "exported", tmp_path / "x.npy").split("RESULTS")[1])
+    np.testing.assert_allclose(results, model.predict(data[0], verbose=0).ravel(), rtol=1e-5)
+    assert not np.array_equal(stored, table.numpy())
+    fit(model, data)  # goes on
+
+
+def test_saving_writes_true_weights_and_flushes(lazy, float64):
+    plan = lazy.plan(7)
+    layer, store = plan.layer(fastreg.L1L2(0.01, 0.1)), {}
+    optimizer = lazy.optimizer("sgd")
+    for step in range(7):
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(layer(tf.constant(plan.ids[step])) * plan.gradients[step])
+        optimizer.apply(tape.gradient(loss, layer.trainable_weights), layer.trainable_weights)
+    layer.save_own_variables(store)
+    assert list(store) == ["0"]
+    assert lazy.error(np.array(store["0"]), lazy.oracle(plan, "sgd", [0.25] * 7, 0.01, 0.1)) < 1e-12
+    np.testing.assert_array_equal(layer.embeddings._value.numpy(), np.array(store["0"]))

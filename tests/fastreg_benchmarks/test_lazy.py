@@ -1,0 +1,84 @@
+import numpy as np
+import pytest
+from fastreg_benchmarks import lazy, results
+from fastreg_benchmarks.lazy import criteo, rows, shares, sizes, steps
+from fastreg_benchmarks.lazy.steps import EMBEDDINGS, Workload
+from fastreg_benchmarks.results import LazyRow
+from rich.console import Console
+
+from fastreg.cli import main
+
+
+@pytest.mark.parametrize("size", [1, 2, 10, 1000, 33_762_577])
+def test_scattering_is_a_permutation(size):
+    ranks = np.arange(min(size, 5000))
+    scattered = steps.scattered(ranks, size)
+    assert len(np.unique(scattered)) == len(ranks)
+    assert scattered.min() >= 0
+    assert scattered.max() < size
+
+
+def test_ids_follow_the_power_law():
+    ranks = steps.power_law(np.random.default_rng(0), 1000, 1.2, 4_000_000)
+    assert ranks.min() == 0
+    assert ranks.max() < 1000
+    frequencies = np.bincount(ranks, minlength=1000) / len(ranks)
+    # A rank has the weight of the integral over [rank + 1, rank + 2].
+    edges = np.arange(1, 1002.0) ** -0.2
+    np.testing.assert_allclose(frequencies[:20], ((edges[:-1] - edges[1:]) / (edges[0] - edges[-1]))[:20], rtol=0.02)
+
+
+def test_without_a_law_no_id_occurs_twice():
+    ids = Workload(500, 4, batch=500, fields=1, exponent=None).ids(np.random.default_rng(0))
+    assert sorted(ids.ravel()) == list(range(500))
+
+
+@pytest.mark.parametrize("provider", EMBEDDINGS)
+@pytest.mark.parametrize("optimizer", steps.OPTIMIZERS)
+def test_every_step_trains(provider, optimizer):
+    run = steps.step(provider, optimizer, Workload(50, 4, batch=16, fields=3, exponent=1.2))
+    losses = [run.call() for _ in range(80)]
+    assert np.isfinite(losses).all()
+    assert np.mean(losses[-8:]) < np.mean(losses[:8])
+
+
+def test_the_table_of_criteo():
+    assert len(criteo.CARDINALITIES) == 26
+    assert sum(criteo.CARDINALITIES) == criteo.WORKLOAD.rows == 33_762_577
+
+
+def test_the_suite_writes_rows_and_a_plot(monkeypatch, settings, tmp_path):
+    for module, name, value in (
+        (sizes, "QUICK_SIZES", (100, 200)),
+        (sizes, "QUICK_COMPARED", 200),
+        (shares, "QUICK_ROWS", 300),
+        (shares, "SHARES", (0.01, 1.0)),
+        (criteo, "QUICK_ROWS", 400),
+    ):
+        monkeypatch.setattr(module, name, value)
+    small = Workload(sizes.SMALL, 4, 8, 2, 1.2)
+    monkeypatch.setattr(sizes, "WORKLOAD", small)
+    csv, plot = tmp_path / "rows.csv", tmp_path / "lazy.png"
+    changed = type(settings)(**{**vars(settings), "suite": "lazy", "csv": csv, "plot": plot})
+    with (tmp_path / "out.txt").open("w") as file:
+        assert lazy.run(changed, Console(file=file, width=200)) == 0
+    found = results.read(csv, LazyRow)
+    assert {row.part for row in found} == {"sizes", "against-keras", "shares", "criteo"}
+    assert {row.provider for row in found} == set(EMBEDDINGS)
+    assert all(0 < row.p20_s <= row.p50_s <= row.p80_s for row in found)
+    assert plot.read_bytes().startswith(b"\x89PNG")
+    printed = (tmp_path / "out.txt").read_text()
+    for words in ("times faster than Keras with L1L2", "at most 1.5", "touched", "a step"):
+        assert words in printed
+
+
+def test_rows_hold_what_was_timed(settings):
+    workload = Workload(10, 4, 8, 2, None)
+    row = rows.row("sizes", ("lazy", "sgd", workload), np.array([1.0, 2.0, 3.0]), settings)
+    assert (row.rows, row.width, row.lookups, row.exponent, row.rounds, row.p50_s) == (10, 4, 16, None, 3, 2.0)
+
+
+@pytest.mark.parametrize("option", [("--sizes", "1"), ("--modes", "jit"), ("--dtypes", "float32"), ("--warm",)])
+def test_options_that_do_not_apply(option, capsys):
+    assert main(["bench", "--suite", "lazy", *option]) == 2
+    assert "does not apply" in capsys.readouterr().err
