@@ -95,7 +95,7 @@ def set_crossover(n: int | None) -> None:
 def crossover(eager: bool) -> int:
     """Elements from which `"auto"` uses the kernels."""
     if _settings.crossover is not None:
-        return min(_settings.crossover, tf.int64.max)  # no tensor is larger, and graphs compare with it
+        return min(_settings.crossover, int(tf.int64.max))  # no tensor is larger, and graphs compare with it
     return EAGER_CROSSOVER if eager else GRAPH_CROSSOVER
 
 

@@ -1,14 +1,12 @@
 """How a thread adds up `|x|` and `x²`: in float64, or in pairs of float32 where float64 arithmetic is scarce.
-
-GPUs for data centers (compute capability 8.0, 9.0, ...) have one float64 unit for every two of float32, and memory is the
-limit of a float64 sum. Others have one for 32 or 64, and it would be the arithmetic: 2 float64 additions and 2 conversions
-per element would take up to three times as long as reading it.
-
-The compensated accumulator keeps each sum as `high + low`, both float32. Adding to `high` leaves a rounding error that is
-itself a float32 number, which six additions recover exactly (Knuth's TwoSum), as a fused multiply-add recovers that of the
-square; all errors are added up in `low`. So the sum is as good as one in float64 (to about n · 2^-48 for n elements of a
-thread) as long as squares neither overflow nor lose bits below the smallest float32. `is_reliable` tells, once per thread;
-where it is not, NaN and infinity included, the thread adds its elements up again in float64.
+ GPUs for data centers (compute capability 8.0, 9.0, ...) have one float64 unit for every two of float32, and memory is
+the limit of a float64 sum. Others have one for 32 or 64, and it would be the arithmetic: 2 float64 additions and 2
+conversions per element would take up to three times as long as reading it.
+ The compensated accumulator keeps each sum as `high + low`, both float32. Adding to `high` leaves a rounding error that
+is itself a float32 number, which six additions recover exactly (Knuth's TwoSum), as a fused multiply-add recovers that
+of the square; all errors are added up in `low`. So the sum is as good as one in float64 (to about n · 2^-48 for n
+elements of a thread) as long as squares neither overflow nor lose bits below the smallest float32. `is_reliable` tells,
+once per thread; where it is not, NaN and infinity included, the thread adds its elements up again in float64.
 """
 
 from __future__ import annotations
@@ -25,8 +23,9 @@ FAST_FLOAT64 = frozenset({(6, 0), (7, 0), (8, 0), (9, 0), (10, 0)})
 """Compute capabilities that have half as many float64 units as float32 units."""
 
 _LEAST_SQUARES = np.float32(2.0**-77)
-"""Squares below 2^-126 lose bits, up to 2^-150 each. A thread adds less than 2^28 of them, so that where its sum is this
-large they are less than 2^-45 of it."""
+"""Squares below 2^-126 lose bits, up to 2^-150 each. A thread adds less than 2^28 of them, so that where its sum is
+this large they are less than 2^-45 of it.
+"""
 
 _MOST_SQUARES = np.float32(2.0**120)
 

@@ -1,4 +1,4 @@
-"""What the CUDA kernels accept: any object with `__cuda_array_interface__` or `__dlpack__`, seen as flat device memory."""
+"""What the CUDA kernels accept: any object with `__cuda_array_interface__` or `__dlpack__`, as flat device memory."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def view(x: Any, name: str, stream: Any) -> View:
         return _from_numpy(x, name)
     if getattr(x, "__cuda_array_interface__", None) is not None:
         return _from_interface(x, name, stream)
-    if hasattr(x, "__dlpack__") and x.__dlpack_device__()[0] in _DEVICES:
+    if hasattr(x, "__dlpack__") and not isinstance(x, np.ndarray) and x.__dlpack_device__()[0] in _DEVICES:
         return of_capsule(x.__dlpack__(stream=_dlpack_stream(stream)), name)
     raise TypeError(f"Invalid type for argument {name}: expected an array on a GPU. Received: {type(x).__name__}")
 
@@ -123,7 +123,8 @@ def of_capsule(capsule: Any, name: str) -> View:
 def empty_like(x: View, stream: Any) -> tuple[Any, View]:
     """A new device array of the shape, dtype and layout of `x`, and its memory.
 
-    Where NumPy does not know the dtype, as bfloat16 before `ml_dtypes` is imported, it is an array of its bits in uint16.
+    Where NumPy does not know the dtype, as bfloat16 before `ml_dtypes` is imported, it is an array of its bits in
+    uint16.
     """
     try:
         dtype = np.dtype(x.dtype)

@@ -6,8 +6,8 @@ remainders of 16: then `packs` is 0.
 
 Sums are deterministic: each thread adds its elements in a fixed order, each block adds its threads in a fixed tree in
 shared memory and writes one partial, and one block of a second kernel adds the partials. There are no atomics.
-
-Kernels are built for a dtype and, so that none holds a branch for terms that it does not have, for a combination of terms.
+ Kernels are built for a dtype and, so that none holds a branch for terms that it does not have, for a combination of
+terms.
 """
 
 from __future__ import annotations
@@ -175,8 +175,8 @@ def _derivative_pack(dtype: str, has_l1: bool, has_l2: bool) -> Any:
 def gradient(dtype: str, has_l1: bool, has_l2: bool) -> Any:
     """Kernel `(x, head, packs, out, l1, l2, upstream)`, which writes `upstream * (l1 * sign(x) + 2 * l2 * x)`.
 
-    `l1` and `l2` are float64, `upstream` is float64 or an array of one element. The coefficients are formed in float64 and
-    rounded once. `out` may be `x`.
+    `l1` and `l2` are float64, `upstream` is float64 or an array of one element. The coefficients are formed in float64
+    and rounded once. `out` may be `x`.
     """
     width, number = lanes(dtype), arithmetic(dtype)
     derivative, derivative_pack = _derivative(dtype, has_l1, has_l2), _derivative_pack(dtype, has_l1, has_l2)

@@ -1,7 +1,6 @@
 """Python stand-ins for the intrinsics of `_cuda_intrinsics`, for Numba's simulator, which runs kernels as Python.
-
-Half types are integers there too, so the bits that a kernel would store are what a test sees. A pack is a NumPy array of
-its elements. Wide accesses at addresses that a GPU would refuse raise `MisalignedAccess`.
+ Half types are integers there too, so the bits that a kernel would store are what a test sees. A pack is a NumPy array
+of its elements. Wide accesses at addresses that a GPU would refuse raise `MisalignedError`.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ PACK_BYTES = 16
 _WIDE = np.float64
 
 
-class MisalignedAccess(RuntimeError):
+class MisalignedError(RuntimeError):
     """A wide load or store at an address that is not a multiple of 16."""
 
 
@@ -87,7 +86,7 @@ def _at(array: NDArray[Any], i: int) -> NDArray[Any]:
     _inside(array, i + count - 1)
     part = array[i : i + count]
     if part.ctypes.data % PACK_BYTES:
-        raise MisalignedAccess(f"element {i} is at an address that is {part.ctypes.data % PACK_BYTES} modulo 16")
+        raise MisalignedError(f"element {i} is at an address that is {part.ctypes.data % PACK_BYTES} modulo 16")
     return part
 
 

@@ -1,8 +1,7 @@
 """Penalty kernels on arrays of a GPU: the functions of `cpu`, with the caller's stream.
-
-Needs the package `numba-cuda` (the extra `cuda`). Results stay on the GPU and nothing waits for it: what is returned is
-complete when the stream's work so far is. Sums have the same bits on every run on GPUs of one model; gradients and shrunk
-arrays have the bits that the kernels of `cpu` give.
+ Needs the package `numba-cuda` (the extra `cuda`). Results stay on the GPU and nothing waits for it: what is returned is
+complete when the stream's work so far is. Sums have the same bits on every run; gradients and shrunk arrays have the
+bits that the kernels of `cpu` give.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ if importlib.util.find_spec("numba_cuda") is None:
 from numba import cuda
 
 from fastreg_kernels import _cuda_launch as launch
-from fastreg_kernels._cuda_arrays import STORED, View, address_of, empty_like, numba_array, view
+from fastreg_kernels._cuda_arrays import STORED, View, address_of, empty_like, view
 from fastreg_kernels._cuda_jit import SIMULATED
 from fastreg_kernels._cuda_launch import DeviceError, Sums
 
@@ -39,8 +38,8 @@ def forward(x: Any, stream: Any = None) -> Any:
     Parameters
     ----------
     x : device array of float32, float64, float16 or bfloat16
-        Anything with `__cuda_array_interface__` or `__dlpack__`, of any contiguous shape, empty and 0-d too. bfloat16, for
-        which the former has no name, comes by DLPack, or from an object whose `dtype` says so.
+        Anything with `__cuda_array_interface__` or `__dlpack__`, of any contiguous shape, empty and 0-d too. bfloat16,
+        for which the former has no name, comes by DLPack, or from an object whose `dtype` says so.
     stream : int, Numba stream, object with `__cuda_stream__`, or None
         Where the kernels run; None is the default stream.
 
@@ -48,7 +47,8 @@ def forward(x: Any, stream: Any = None) -> Any:
     -------
     Numba device array of float64, shape (2,)
         `[sum(|x|), sum(x²)]`. Sums are accumulated in float64, or as compensated pairs of float32 on GPUs where float64
-        arithmetic is scarce, and added up in float64; the order depends on the size of x and the model of the GPU only.
+        arithmetic is scarce, and added up in float64. Their order depends on the size of x, on where it starts within
+        16 bytes, and on the model of the GPU.
 
     Raises
     ------
@@ -87,8 +87,8 @@ def backward(x: Any, l1: float, l2: float, upstream: Any = 1.0, out: Any = None,
     -------
     device array
         `upstream * (l1 * sign(x) + 2 * l2 * x)`, in the dtype of `x`, with sign(0) = 0: `out`, or a Numba device array.
-        The two coefficients are computed in float64 and rounded once, to float32 for the half types; these are computed in
-        float32 and rounded to nearest at the end.
+        The two coefficients are computed in float64 and rounded once, to float32 for the half types; these are computed
+        in float32 and rounded to nearest at the end.
 
     Raises
     ------
@@ -110,7 +110,8 @@ def backward(x: Any, l1: float, l2: float, upstream: Any = 1.0, out: Any = None,
 def forward_backward(
     x: Any, l1: float, l2: float, upstream: Any = 1.0, out: Any = None, stream: Any = None
 ) -> tuple[Any, Any]:
-    """`forward` and `backward` in one read of `x`, or in two where `out` is x; parameters, results and errors are theirs.
+    """`forward` and `backward` in one read of `x`, or in two where `out` is x; parameters, results and errors are
+    theirs.
 
     Returns
     -------
@@ -136,9 +137,9 @@ def shrink(x: Any, scale: Any, threshold: Any, out: Any = None, stream: Any = No
     x, stream
         As for `forward`; C order and at least one dimension if `scale` or `threshold` has a value per row.
     scale, threshold : float, device array of one element, or array of shape (x.shape[0],)
-        Non-negative and finite, for all of `x` or one per row. They are rounded once to the dtype of `x`, or to float32 for
-        the half types. A scale of zero skips its term. Values on the GPU are not visited by the host and not checked; a
-        NumPy array with one per row is copied there.
+        Non-negative and finite, for all of `x` or one per row. They are rounded once to the dtype of `x`, or to float32
+        for the half types. A scale of zero skips its term. Values on the GPU are not visited by the host and not
+        checked; a NumPy array with one per row is copied there.
     out : device array, optional
         As for `backward`; `out=x` works in place.
 
