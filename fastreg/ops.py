@@ -11,7 +11,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from fastreg import _bridge, _buffers, _validation
+from fastreg import _bridge, _buffers, _device, _validation
 
 
 def l1_l2_penalty(x: Any, l1: float = 0.0, l2: float = 0.0) -> tf.Tensor:
@@ -52,7 +52,7 @@ def l1_l2_penalty(x: Any, l1: float = 0.0, l2: float = 0.0) -> tf.Tensor:
     if bridge == "py_function":
         return _kernel_penalty(x, l1, l2)
     return tf.cond(
-        tf.size(x, out_type=tf.int64) >= _bridge.crossover(eager=False),
+        tf.size(x, out_type=tf.int64) >= _bridge.crossover(eager=False, gpu=_device.is_likely(x)),
         lambda: _kernel_penalty(x, l1, l2),
         lambda: _plain_value(x, l1, l2),
     )
@@ -119,25 +119,33 @@ class _PenaltyKernels:
 
     def value(self, x: tf.Tensor) -> tuple[tf.Tensor]:
         if not _bridge.on_host(x):
-            return (_plain_value(x, self._l1, self._l2),)
+            penalty = _bridge.on_device(_device.value, x, self._l1, self._l2)
+            return (_plain_value(x, self._l1, self._l2) if penalty is None else penalty,)
         sums = fastreg_kernels.forward(_bridge.host_array(x))
         _bridge.statistics.count_kernel_call()
         return (self._weighted(sums, x.dtype),)
 
     def value_and_gradient(self, x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         before, last = self._upstreams
-        if before != last or not _bridge.on_host(x):
-            return *self.value(x), tf.zeros(0, x.dtype), tf.constant(math.nan, tf.float64)
+        nothing = tf.zeros(0, x.dtype), tf.constant(math.nan, tf.float64)
+        if before != last:
+            return *self.value(x), *nothing
+        if not _bridge.on_host(x):
+            both = _bridge.on_device(_device.value_and_gradient, x, self._l1, self._l2, last)
+            return (*self.value(x), *nothing) if both is None else (*both, tf.constant(last, tf.float64))
         array = _bridge.host_array(x)
         sums, ahead = fastreg_kernels.forward_backward(array, self._l1, self._l2, last, out=_bridge.empty(array))
         _bridge.statistics.count_kernel_call()
         return self._weighted(sums, x.dtype), _bridge.tensor(ahead), tf.constant(last, tf.float64)
 
     def gradient(self, x: tf.Tensor, upstream: tf.Tensor) -> tuple[tf.Tensor]:
+        if not _bridge.on_host(x):
+            # Before the host asks what `upstream` is: the kernel need not wait for that.
+            slope = _bridge.on_device(_device.gradient, x, upstream, self._l1, self._l2)
+            self._upstreams = (self._upstreams[1], float(upstream))
+            return (_plain_gradient(x, upstream, self._l1, self._l2) if slope is None else slope,)
         scale = float(upstream)
         self._upstreams = (self._upstreams[1], scale)
-        if not _bridge.on_host(x):
-            return (_plain_gradient(x, upstream, self._l1, self._l2),)
         array = _bridge.host_array(x)
         result = fastreg_kernels.backward(array, self._l1, self._l2, scale, out=_bridge.empty(array))
         _bridge.statistics.count_kernel_call()

@@ -1,8 +1,10 @@
 """How a thread adds up `|x|` and `x²`: in float64, or in pairs of float32 where float64 arithmetic is scarce.
- GPUs for data centers (compute capability 8.0, 9.0, ...) have one float64 unit for every two of float32, and memory is
+
+GPUs for data centers (compute capability 8.0, 9.0, ...) have one float64 unit for every two of float32, and memory is
 the limit of a float64 sum. Others have one for 32 or 64, and it would be the arithmetic: 2 float64 additions and 2
 conversions per element would take up to three times as long as reading it.
- The compensated accumulator keeps each sum as `high + low`, both float32. Adding to `high` leaves a rounding error that
+
+The compensated accumulator keeps each sum as `high + low`, both float32. Adding to `high` leaves a rounding error that
 is itself a float32 number, which six additions recover exactly (Knuth's TwoSum), as a fused multiply-add recovers that
 of the square; all errors are added up in `low`. So the sum is as good as one in float64 (to about n · 2^-48 for n
 elements of a thread) as long as squares neither overflow nor lose bits below the smallest float32. `is_reliable` tells,

@@ -106,7 +106,9 @@ def view(x: Any, name: str, stream: Any) -> View:
     if getattr(x, "__cuda_array_interface__", None) is not None:
         return _from_interface(x, name, stream)
     if hasattr(x, "__dlpack__") and not isinstance(x, np.ndarray) and x.__dlpack_device__()[0] in _DEVICES:
-        return of_capsule(x.__dlpack__(stream=_dlpack_stream(stream)), name)
+        handle = _dlpack_stream(stream)
+        # TensorFlow, which waits for its tensor instead, refuses to be told a stream; the default one needs no telling.
+        return of_capsule(x.__dlpack__() if handle == 1 else x.__dlpack__(stream=handle), name)
     raise TypeError(f"Invalid type for argument {name}: expected an array on a GPU. Received: {type(x).__name__}")
 
 

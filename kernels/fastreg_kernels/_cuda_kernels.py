@@ -6,7 +6,8 @@ remainders of 16: then `packs` is 0.
 
 Sums are deterministic: each thread adds its elements in a fixed order, each block adds its threads in a fixed tree in
 shared memory and writes one partial, and one block of a second kernel adds the partials. There are no atomics.
- Kernels are built for a dtype and, so that none holds a branch for terms that it does not have, for a combination of
+
+Kernels are built for a dtype and, so that none holds a branch for terms that it does not have, for a combination of
 terms.
 """
 

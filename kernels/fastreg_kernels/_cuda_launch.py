@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numba import cuda
 
-from fastreg_kernels import _cuda_kernels, _cuda_shrink
+from fastreg_kernels import _cuda_kernels, _cuda_shrink, _cuda_variants
 from fastreg_kernels._cuda_accumulators import accumulator_name
 from fastreg_kernels._cuda_arrays import View, numba_array
 from fastreg_kernels._cuda_jit import BOTH_REGISTERS, LEAST_BLOCKS, REGISTERS, ROWS_REGISTERS, SIMULATED, THREADS
@@ -100,6 +100,13 @@ def split(x: View, out: View | None = None) -> tuple[int, int]:
         return 0, 0
     head = min(x.size, -x.address % PACK_BYTES // ITEMSIZES[x.dtype])
     return head, (x.size - head) // lanes(x.dtype)
+
+
+def prepare(dtype: str, has_l1: bool, has_l2: bool, ordinal: int) -> None:
+    """Compile and load what a training step with these terms launches, on the current GPU, which `ordinal` names."""
+    if not SIMULATED:
+        for variant in _cuda_variants.for_training(dtype, _accumulator(dtype, ordinal), has_l1, has_l2):
+            variant.kernel.compile(variant.signature)
 
 
 def _blocks(x: View, packs: int, ordinal: int, registers: int) -> int:

@@ -1,5 +1,6 @@
 """What a DLPack capsule says: the address, shape and dtype of memory that somebody else owns.
- A capsule points to a C structure whose layout DLPack fixes (https://dmlc.github.io/dlpack/latest/c_api.html). It is
+
+A capsule points to a C structure whose layout DLPack fixes (https://dmlc.github.io/dlpack/latest/c_api.html). It is
 read here with ctypes and never renamed to "used": whoever holds the capsule keeps the memory, and Python gives it back
 when the capsule goes.
 """

@@ -1,5 +1,6 @@
 """Penalty kernels on arrays of a GPU: the functions of `cpu`, with the caller's stream.
- Needs the package `numba-cuda` (the extra `cuda`). Results stay on the GPU and nothing waits for it: what is returned is
+
+Needs the package `numba-cuda` (the extra `cuda`). Results stay on the GPU and nothing waits for it: what is returned is
 complete when the stream's work so far is. Sums have the same bits on every run; gradients and shrunk arrays have the
 bits that the kernels of `cpu` give.
 """

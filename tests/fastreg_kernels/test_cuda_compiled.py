@@ -1,6 +1,7 @@
-"""What the CUDA kernels compile to, for GPUs that need not be here: 128-bit access, no spills, no float64 in the way."""
+"""What the CUDA kernels compile to, for GPUs that need not be here: 128-bit access, no spills, no float64."""
 
 import functools
+import re
 
 import pytest
 from fastreg_kernels import _cuda_audit, _cuda_variants
@@ -29,7 +30,7 @@ def everything():
                     yield pytest.param(name, dtype, capability, id=f"{name}-{dtype}-{capability[0]}.{capability[1]}")
 
 
-@pytest.mark.parametrize(("name", "dtype", "capability"), everything())
+@pytest.mark.parametrize(("name", "dtype", "capability"), list(everything()))
 def test_machine_code(name, dtype, capability):
     audit = audited(name, dtype, capability)
     assert audit.wide_loads >= 1
@@ -62,7 +63,8 @@ def test_the_second_pass():
 def test_gradients_of_fewer_terms(terms, on_device):
     audit = _cuda_audit.audit(_cuda_variants.backward("float32", *terms, upstream_on_device=on_device), (8, 0))
     assert audit.spilled == audit.narrow == 0
-    assert audit.wide_stores >= 1
+    assert "STG.E.128" in audit.listing
+    assert ("LDG.E.128" in audit.listing) == any(terms)  # without a term there is nothing to read
 
 
 def test_compensated_products_are_not_contracted():
@@ -77,9 +79,7 @@ def test_compensated_products_are_not_contracted():
 def test_no_atomics_and_no_shuffles():
     for variant in _cuda_variants.for_training("bfloat16", "compensated", True, True):
         ptx = _cuda_audit.ptx(variant, (8, 9))
-        assert "atom." not in ptx
-        assert "red." not in ptx
-        assert "shfl" not in ptx
+        assert not re.search(r"^\s*(atom|red|shfl)\.", ptx, re.MULTILINE)
 
 
 def test_gradients_are_not_contracted():
@@ -97,12 +97,19 @@ def test_occupancy():
 
 
 def test_the_main_loop_is_the_first_that_loads_128_bits():
-    listing = "\n".join(
-        [".L_x_1:", " IADD3 R1 ;", " BRA `(.L_x_1) ;"]
-        + [".L_x_2:", " LDG.E.128 R4 ;", " FADD R4 ;", " @P0 BRA `(.L_x_2) ;"]
-        + [".L_x_3:", " LDG.E.128 R8 ;", " BRA `(.L_x_3) ;", " BRA `(.L_x_4) ;", ".L_x_4:"]
-    )
-    assert _cuda_audit.main_loop(listing) == listing.splitlines()[3:7]
+    listing = """.L_x_1:
+ IADD3 R1 ;
+ BRA `(.L_x_1) ;
+.L_x_2:
+ LDG.E.128 R4 ;
+ @P0 BRA `(.L_x_2) ;
+.L_x_3:
+ LDG.E.128 R8 ;
+ BRA `(.L_x_3) ;
+ BRA `(.L_x_4) ;
+.L_x_4:
+"""
+    assert _cuda_audit.main_loop(listing) == listing.splitlines()[3:6]
     assert _cuda_audit.main_loop(" EXIT ;") == []
 
 

@@ -5,12 +5,12 @@
 
 import os
 
-SIMULATED = os.environ.get("NUMBA_ENABLE_CUDASIM") == "1"
-collect_ignore_glob = [] if SIMULATED else ["test_*.py"]
-
 import ml_dtypes  # noqa: F401 - NumPy learns the name bfloat16 from it
 import numpy as np
 import pytest
+
+SIMULATED = os.environ.get("NUMBA_ENABLE_CUDASIM") == "1"
+collect_ignore_glob = [] if SIMULATED else ["test_*.py"]
 
 
 class DLPackOnly:
