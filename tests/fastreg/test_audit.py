@@ -3,7 +3,6 @@
 import importlib.util
 import itertools
 
-import pytest
 from fastreg_kernels import _cuda_audit
 
 from fastreg.cli import main
