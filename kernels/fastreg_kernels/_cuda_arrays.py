@@ -82,6 +82,39 @@ class _Interface:
         }
 
 
+class BFloat16Array:
+    """A device array of bfloat16, which Numba cannot make: one of uint16 that holds the bits.
+
+    Parameters
+    ----------
+    bits : Numba device array of uint16
+    """
+
+    dtype = "bfloat16"
+
+    def __init__(self, bits: Any) -> None:
+        if bits.dtype != np.uint16:
+            raise TypeError(f"Invalid dtype for argument bits: expected uint16. Received: {bits.dtype}")
+        self.bits = bits
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """That of the bits."""
+        return tuple(self.bits.shape)
+
+    def reshape(self, *shape: int) -> BFloat16Array:
+        """The same memory in another shape."""
+        return BFloat16Array(self.bits.reshape(*shape))
+
+    def copy_to_device(self, source: BFloat16Array, stream: Any = 0) -> None:
+        """Copy the elements of another such array."""
+        self.bits.copy_to_device(source.bits, stream=stream)
+
+    def copy_to_host(self, stream: Any = 0) -> Any:
+        """A NumPy array of bfloat16, which NumPy knows once `ml_dtypes` is imported."""
+        return self.bits.copy_to_host(stream=stream).view("bfloat16")
+
+
 def view(x: Any, name: str, stream: Any) -> View:
     """The memory of an array, in order after what its owner does with it on the stream that it names.
 
@@ -101,10 +134,13 @@ def view(x: Any, name: str, stream: Any) -> View:
     ValueError
         If it is not contiguous, or starts at an address that is not a multiple of its item size.
     """
+    given = None
+    if isinstance(x, BFloat16Array):
+        x, given = x.bits, x.dtype
     if SIMULATED and isinstance(x, FakeCUDAArray):
-        return _from_numpy(x, name)
+        return _from_numpy(x, name, given)
     if getattr(x, "__cuda_array_interface__", None) is not None:
-        return _from_interface(x, name, stream)
+        return _from_interface(x, name, stream, given)
     if hasattr(x, "__dlpack__") and not isinstance(x, np.ndarray) and x.__dlpack_device__()[0] in _DEVICES:
         handle = _dlpack_stream(stream)
         # TensorFlow, which waits for its tensor instead, refuses to be told a stream; the default one needs no telling.
@@ -123,17 +159,11 @@ def of_capsule(capsule: Any, name: str) -> View:
 
 
 def empty_like(x: View, stream: Any) -> tuple[Any, View]:
-    """A new device array of the shape, dtype and layout of `x`, and its memory.
-
-    Where NumPy does not know the dtype, as bfloat16 before `ml_dtypes` is imported, it is an array of its bits in
-    uint16.
-    """
-    try:
-        dtype = np.dtype(x.dtype)
-    except TypeError:
-        dtype = np.dtype(np.uint16)
-    array = cuda.device_array(x.shape, dtype, order=x.order, stream=stream)
-    return array, View(address_of(array), x.shape, x.dtype, x.order, array)
+    """A new device array of the shape, dtype and layout of `x`, and its memory."""
+    bits = np.uint16 if x.dtype == "bfloat16" else x.dtype
+    array = cuda.device_array(x.shape, bits, order=x.order, stream=stream)
+    result = BFloat16Array(array) if x.dtype == "bfloat16" else array
+    return result, View(address_of(array), x.shape, x.dtype, x.order, array)
 
 
 def address_of(array: Any) -> int:
@@ -142,19 +172,19 @@ def address_of(array: Any) -> int:
     return int(interface["data"][0])
 
 
-def _from_numpy(x: Any, name: str) -> View:
+def _from_numpy(x: Any, name: str, dtype: str | None) -> View:
     array = x._ary
-    return _checked(array.ctypes.data, array.shape, array.strides, array.dtype.name, x, name)
+    return _checked(array.ctypes.data, array.shape, array.strides, dtype or array.dtype.name, x, name)
 
 
-def _from_interface(x: Any, name: str, stream: Any) -> View:
+def _from_interface(x: Any, name: str, stream: Any, dtype: str | None) -> View:
     interface = x.__cuda_array_interface__
     if interface.get("mask") is not None:
         raise TypeError(f"Invalid type for argument {name}: expected an array without a mask. Received: a masked one")
     theirs = interface.get("stream")
     if theirs is not None and theirs != _dlpack_stream(stream):
         cuda.external_stream(theirs).synchronize()
-    dtype = np.dtype(interface["typestr"]).name
+    dtype = dtype or np.dtype(interface["typestr"]).name
     if dtype.startswith("void"):  # what the interface makes of bfloat16
         dtype = str(getattr(x, "dtype", dtype))
     strides = interface.get("strides")

@@ -23,11 +23,11 @@ if importlib.util.find_spec("numba_cuda") is None:
 from numba import cuda
 
 from fastreg_kernels import _cuda_launch as launch
-from fastreg_kernels._cuda_arrays import STORED, View, address_of, empty_like, view
+from fastreg_kernels._cuda_arrays import STORED, BFloat16Array, View, address_of, empty_like, view
 from fastreg_kernels._cuda_jit import SIMULATED
 from fastreg_kernels._cuda_launch import DeviceError, Sums
 
-__all__ = ["DTYPES", "DeviceError", "backward", "forward", "forward_backward", "shrink"]
+__all__ = ["DTYPES", "BFloat16Array", "DeviceError", "backward", "forward", "forward_backward", "shrink"]
 
 DTYPES = tuple(STORED)
 """Names of the dtypes that have kernels."""
@@ -40,7 +40,7 @@ def forward(x: Any, stream: Any = None) -> Any:
     ----------
     x : device array of float32, float64, float16 or bfloat16
         Anything with `__cuda_array_interface__` or `__dlpack__`, of any contiguous shape, empty and 0-d too. bfloat16,
-        for which the former has no name, comes by DLPack, or from an object whose `dtype` says so.
+        for which the former has no name, comes by DLPack, from an object whose `dtype` says so, or as `BFloat16Array`.
     stream : int, Numba stream, object with `__cuda_stream__`, or None
         Where the kernels run; None is the default stream.
 
@@ -201,8 +201,8 @@ def _output(x: View, out: Any, stream: Any) -> tuple[View, Any]:
 def _is_on_device(value: Any) -> bool:
     if isinstance(value, (np.ndarray, np.generic)):
         return False
-    wrapped = SIMULATED and hasattr(value, "_ary")
-    return wrapped or hasattr(value, "__cuda_array_interface__") or hasattr(value, "__dlpack__")
+    ours = isinstance(value, BFloat16Array) or (SIMULATED and hasattr(value, "_ary"))
+    return ours or hasattr(value, "__cuda_array_interface__") or hasattr(value, "__dlpack__")
 
 
 def _upstream(upstream: Any, stream: Any) -> Any:
