@@ -3,10 +3,6 @@
 Nothing here is a measurement; the simulator's events give -1 ms.
 """
 
-import os
-
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-
 import fastreg_kernels.cuda
 import numpy as np
 import pytest

@@ -4,15 +4,11 @@ What is simulated: the kernels, and a stream on which nothing runs before somebo
 real: its memory, its DLPack export with its rules, its callbacks and gradients.
 """
 
-import os
-
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from fastreg_kernels import _cuda_arrays, _cuda_launch, cuda
+from fastreg_kernels import _cuda_arrays, _cuda_launch, cpu, cuda
 from tensorflow.python.framework import kernels as registered
 
 import fastreg
@@ -307,3 +303,26 @@ def test_a_capsule_says_what_the_tensor_is(dtype):
     view = _cuda_arrays.of_capsule(tf.experimental.dlpack.to_dlpack(x), "x")
     assert (view.shape, view.dtype, view.order) == ((3, 4), dtype, "C")
     assert view.address % 64 == 0
+
+
+class DLPackOnly:
+    """A device array that others see by DLPack alone; `stream` is the one that the consumer named."""
+
+    def __init__(self, array):
+        self.array, self.stream = array, None
+
+    def __dlpack__(self, *, stream=None):
+        self.stream = stream
+        return self.array.__dlpack__()
+
+    def __dlpack_device__(self):
+        return (1, 0)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "float16"])
+def test_arrays_by_dlpack(dtype):
+    x = np.random.default_rng(0).normal(size=(5, 6)).astype(dtype)
+    source, target = DLPackOnly(x), DLPackOnly(np.zeros_like(x))
+    assert cuda.backward(source, 0.3, 0.7, out=target) is target
+    np.testing.assert_array_equal(target.array, cpu.backward(x, 0.3, 0.7))
+    assert source.stream is target.stream is None  # the default stream, which needs no telling
