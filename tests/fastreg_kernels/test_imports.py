@@ -66,10 +66,10 @@ def test_cuda_packages_are_not_needed_and_not_imported(run_python):
     import sys
     import fastreg_kernels
 
-    loaded = {name.partition(".")[0] for name in sys.modules} & {"numba_cuda", "cuda"}
-    print(sorted(loaded), "numba.cuda" in sys.modules)
+    # What starts with Python itself, by a .pth file of NVIDIA's, is the empty namespace `cuda`.
+    print([name for name in sys.modules if name.startswith(("numba_cuda", "numba.cuda", "cuda.", "nvidia"))])
     """
-    assert run_python(code).strip() == "[] False"
+    assert run_python(code).strip() == "[]"
 
 
 def test_cuda_without_numba_cuda_says_what_to_install(run_python):
