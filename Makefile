@@ -4,16 +4,24 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
-.PHONY: demo test bench lint format clean
+.PHONY: demo test test-gpu bench bench-gpu lint format clean
 
 demo: $(VENV)/.installed
 	$(BIN)/fastreg compare
 
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest
+	NUMBA_ENABLE_CUDASIM=1 $(BIN)/python -m pytest tests/cuda
 
 bench: $(VENV)/.installed
 	$(BIN)/fastreg bench --plot
+
+# On a machine with an NVIDIA GPU and its driver; the package index has everything else.
+test-gpu: $(VENV)/.installed-gpu
+	FASTREG_TEST_GPU=1 $(BIN)/python -m pytest tests/cuda
+
+bench-gpu: $(VENV)/.installed-gpu
+	$(BIN)/fastreg bench --device gpu
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
@@ -28,6 +36,10 @@ $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	touch $@
+
+$(VENV)/.installed-gpu: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet 'tensorflow[and-cuda]'
 	touch $@
 
 clean:

@@ -6,6 +6,7 @@ The bridges are `py_function` (the compiled kernels, through `tf.py_function` wh
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import warnings
@@ -21,7 +22,7 @@ from numpy.typing import NDArray
 from tensorflow.python.eager import forwardprop_util, record
 from tensorflow.python.saved_model import save_context
 
-from fastreg import _buffers
+from fastreg import _buffers, _device
 
 BRIDGES = ("auto", "py_function", "tensorflow")
 
@@ -92,16 +93,23 @@ def set_crossover(n: int | None) -> None:
     _settings.crossover = None if n is None else int(n)
 
 
-def crossover(eager: bool) -> int:
+GPU_CROSSOVER = 1 << 25
+"""The same for tensors on a GPU. Estimated from bytes moved, not measured: `fastreg bench --device gpu` measures."""
+
+
+def crossover(eager: bool, gpu: bool = False) -> int:
     """Elements from which `"auto"` uses the kernels."""
     if _settings.crossover is not None:
         return min(_settings.crossover, int(tf.int64.max))  # no tensor is larger, and graphs compare with it
+    if gpu:
+        return GPU_CROSSOVER
     return EAGER_CROSSOVER if eager else GRAPH_CROSSOVER
 
 
 def choose(x: tf.Tensor) -> Choice:
     """Which bridge serves a penalty of `x` here and now."""
-    choice = _choose(_obstacle(x), x.shape.num_elements(), tf.executing_eagerly())
+    least = crossover(tf.executing_eagerly(), _device.is_likely(x))
+    choice = _choose(_obstacle(x), x.shape.num_elements(), least)
     if choice.bridge == "tensorflow" and _settings.bridge == "py_function":
         _warn_once(choice.reason)
     statistics.count_choice(choice)
@@ -110,17 +118,16 @@ def choose(x: tf.Tensor) -> Choice:
 
 def foresee(dtype: Any, size: int | None, eager: bool, xla: bool) -> Choice:
     """Which bridge would serve a tensor of this dtype and size on the host, eagerly or in a graph, for XLA or not."""
-    return _choose(_dtype_obstacle(dtype) or (_XLA_OBSTACLE if xla else None), size, eager)
+    return _choose(_dtype_obstacle(dtype) or (_XLA_OBSTACLE if xla else None), size, crossover(eager))
 
 
-def _choose(obstacle: str | None, size: int | None, eager: bool) -> Choice:
+def _choose(obstacle: str | None, size: int | None, least: int) -> Choice:
     if _settings.bridge == "tensorflow":
         return Choice("tensorflow", "set_bridge")
     if obstacle is not None:
         return Choice("tensorflow", obstacle)
     if _settings.bridge == "py_function":
         return Choice("py_function", "set_bridge")
-    least = crossover(eager)
     if size is None:
         return Choice("dynamic", f"decided at run time: the kernels from {least:,} elements on")
     if size < least:
@@ -179,6 +186,25 @@ def tensor(buffer: NDArray[Any]) -> tf.Tensor:
     return tf.experimental.dlpack.from_dlpack(buffer.__dlpack__())
 
 
+def on_device(function: Callable[..., Any], *arguments: Any) -> Any:
+    """What a function of `_device` returns, or None where the CUDA kernels turn out not to be available.
+
+    Raises
+    ------
+    fastreg._device.UnavailableError
+        Then, if the bridge is set to `"py_function"`.
+    """
+    try:
+        result = function(*arguments)
+    except _device.UnavailableError as error:
+        if _settings.bridge == "py_function":
+            raise
+        _warn_once(str(error))
+        return None
+    statistics.count_kernel_call()
+    return result
+
+
 def call(
     function: Callable[..., Any], inputs: Sequence[tf.Tensor], shapes: Sequence[Any], dtypes: Sequence[Any]
 ) -> Any:
@@ -188,9 +214,11 @@ def call(
     """
     if tf.executing_eagerly():
         return function(*inputs)
+    with tf.device(inputs[0].device) if inputs[0].device else contextlib.nullcontext():  # a GPU's tensor stays on it
+        outputs = tf.py_function(function, inputs, list(dtypes))
     # Gradients are registered by the callers. Without the stop, TensorFlow would build its own of the callback as well,
     # wherever it differentiates intermediate results, and would keep the callback's tensors for that.
-    outputs = [tf.stop_gradient(output) for output in tf.py_function(function, inputs, list(dtypes))]
+    outputs = [tf.stop_gradient(output) for output in outputs]
     for output, shape in zip(outputs, shapes, strict=True):
         output.set_shape(shape)
     return outputs
@@ -221,11 +249,8 @@ _warned: set[str] = set()
 def _warn_once(obstacle: str) -> None:
     if obstacle not in _warned:
         _warned.add(obstacle)
-        warnings.warn(
-            f"fastreg uses TensorFlow's ops although the bridge is set to 'py_function': {obstacle}",
-            RuntimeWarning,
-            stacklevel=2,
-        )
+        although = " although the bridge is set to 'py_function'" if _settings.bridge == "py_function" else ""
+        warnings.warn(f"fastreg uses TensorFlow's ops{although}: {obstacle}", RuntimeWarning, stacklevel=2)
 
 
 def _obstacle(x: tf.Tensor) -> str | None:
@@ -239,6 +264,6 @@ def _obstacle(x: tf.Tensor) -> str | None:
         return "a callback cannot be saved with a model"
     if not tf.executing_eagerly() and forwardprop_util.pack_tangents([x]).tangents:
         return "a callback has no forward-mode derivative in a graph"
-    if "GPU" in x.device or "TPU" in x.device:
+    if "TPU" in x.device:
         return "no kernel for this device"
-    return None
+    return _device.obstacle() if _device.is_likely(x) else None

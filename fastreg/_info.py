@@ -16,7 +16,7 @@ from llvmlite import binding
 from rich.console import Console
 from rich.table import Table
 
-from fastreg import _bridge, _buffers
+from fastreg import _bridge, _buffers, _device
 from fastreg._version import __version__
 
 _SHOWN = frozenset({"sse2", "avx", "avx2", "avx512f", "f16c", "fma", "neon"})
@@ -30,9 +30,11 @@ def info() -> dict[str, Any]:
     dict
         `versions`; `cpu`, `cpu_features` (those that matter to the kernels), `gpus`; `threading_layer`, `threads`,
         `serial_reason` (why kernels run on one thread, or None); `bridge` (as set), `crossover` (elements, for `graph`
-        and `eager`); `choices` (how often which bridge was chosen, and why: once per trace of a graph, once per call
-        when eager); `kernel_calls` (how often a kernel ran through TensorFlow); `buffer_bytes` (held for gradients);
-        `kernel_cache` (folder of compiled kernels, or None where none is writable).
+        and `eager`); `gpu_crossover` and `gpu_obstacle` (the same for tensors on a GPU, and why the kernels cannot
+        serve them, as far as is known, or None); `choices` (how often which bridge was chosen, and why: once per trace
+        of a graph, once per call when eager); `kernel_calls` (how often a kernel ran through TensorFlow);
+        `buffer_bytes` (held for gradients); `kernel_cache` (folder of compiled kernels, or None where none is
+        writable).
     """
     return {
         "versions": {
@@ -51,6 +53,8 @@ def info() -> dict[str, Any]:
         "serial_reason": _threads.serial_reason(),
         "bridge": _bridge.get_bridge(),
         "crossover": {"graph": _bridge.crossover(eager=False), "eager": _bridge.crossover(eager=True)},
+        "gpu_crossover": _bridge.crossover(eager=False, gpu=True),
+        "gpu_obstacle": _device.obstacle(),
         "choices": [
             {"bridge": choice.bridge, "reason": choice.reason, "count": count}
             for choice, count in _bridge.statistics.choices.most_common()
@@ -65,11 +69,20 @@ DESCRIPTION = "show versions, threads, processor, and which bridge serves from w
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of `fastreg info`: none."""
+    """Arguments of `fastreg info`."""
+    parser.add_argument(
+        "--cuda-audit",
+        action="store_true",
+        help="compile all CUDA kernels and show registers, occupancy and memory instructions; needs no GPU",
+    )
 
 
-def run(options: argparse.Namespace) -> int:  # noqa: ARG001
-    """Print `info()` as a table."""
+def run(options: argparse.Namespace) -> int:
+    """Print `info()` as a table, or the table of compiled CUDA kernels."""
+    if options.cuda_audit:
+        from fastreg import _audit
+
+        return _audit.run(Console())
     table = Table(title="fastreg", show_header=False)
     table.add_column(style="bold")
     table.add_column()

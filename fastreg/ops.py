@@ -12,7 +12,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from fastreg import _bridge, _buffers, _validation
+from fastreg import _bridge, _buffers, _device, _validation
 
 
 @tf.autograph.experimental.do_not_convert  # it would turn float() into a cast to float32
@@ -54,7 +54,7 @@ def l1_l2_penalty(x: Any, l1: float = 0.0, l2: float = 0.0) -> tf.Tensor:
     if bridge == "py_function":
         return _kernel_penalty(x, l1, l2)
     return tf.cond(
-        tf.size(x, out_type=tf.int64) >= _bridge.crossover(eager=False),
+        tf.size(x, out_type=tf.int64) >= _bridge.crossover(eager=False, gpu=_device.is_likely(x)),
         lambda: _kernel_penalty(x, l1, l2),
         lambda: _plain_value(x, l1, l2),
     )
@@ -112,7 +112,8 @@ class _PenaltyKernels:
     def value(self, x: tf.Tensor) -> tuple[tf.Tensor]:
         """The penalty of x."""
         if not _bridge.on_host(x):
-            return (_plain_value(x, self.l1, self.l2),)
+            penalty = _bridge.on_device(_device.value, x, self.l1, self.l2)
+            return (_plain_value(x, self.l1, self.l2) if penalty is None else penalty,)
         sums = fastreg_kernels.forward(_bridge.host_array(x))
         _bridge.statistics.count_kernel_call()
         return (self._weighted(sums, x.dtype),)
@@ -124,8 +125,11 @@ class _PenaltyKernels:
         NaN for the upstream gradient.
         """
         before, last = self._upstreams
-        if before != last or not _bridge.on_host(x):
-            return *self.value(x), x, tf.constant(math.nan, tf.float64)
+        if before != last:
+            return *self.value(x), x, _nothing()
+        if not _bridge.on_host(x):
+            both = _bridge.on_device(_device.value_and_gradient, x, self.l1, self.l2, last)
+            return (*self.value(x), x, _nothing()) if both is None else (*both, tf.constant(last, tf.float64))
         array = _bridge.host_array(x)
         sums, ahead = fastreg_kernels.forward_backward(array, self.l1, self.l2, last, out=_bridge.empty(array))
         _bridge.statistics.count_kernel_call()
@@ -140,7 +144,8 @@ class _PenaltyKernels:
             return (ahead,)
         self._upstreams = (self._upstreams[1], scale)
         if not _bridge.on_host(x):
-            return (_plain_gradient(x, upstream, self.l1, self.l2),)
+            slope = _bridge.on_device(_device.gradient, x, upstream, self.l1, self.l2)
+            return (_plain_gradient(x, upstream, self.l1, self.l2) if slope is None else slope,)
         array = _bridge.host_array(x)
         result = fastreg_kernels.backward(array, self.l1, self.l2, scale, out=_bridge.empty(array))
         _bridge.statistics.count_kernel_call()
@@ -154,6 +159,11 @@ class _PenaltyKernels:
             value += self.l2 * sums[1]
         with np.errstate(over="ignore"):  # beyond the range of the dtype the penalty is inf, as in TensorFlow
             return tf.constant(np.asarray(value).astype(dtype.as_numpy_dtype))
+
+
+def _nothing() -> tf.Tensor:
+    """In the place of an assumed upstream gradient: nothing was computed ahead. NaN equals no upstream gradient."""
+    return tf.constant(math.nan, tf.float64)
 
 
 @functools.lru_cache(maxsize=1024)

@@ -48,6 +48,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `fastreg bench`."""
     parser.add_argument("--suite", choices=SUITES, default="penalty", help="default: penalty")
     parser.add_argument(
+        "--device",
+        choices=("cpu", "gpu"),
+        default="cpu",
+        help="gpu: the CUDA kernels alone and through TensorFlow, with --sizes, --dtypes, --seconds, --quick and --csv",
+    )
+    parser.add_argument(
         "--sizes",
         nargs="+",
         metavar="N",
@@ -91,6 +97,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Run a suite; 1 if a result was wrong."""
+    if options.device == "gpu":
+        return _run_on_gpu(options)
     settings = _settings(options)
     console = report.console()
     console.print(report.header(settings.environment, settings.bandwidth))
@@ -98,6 +106,17 @@ def run(options: argparse.Namespace) -> int:
     if settings.csv is not None:
         console.print(f"rows: {settings.csv}")
     return code
+
+
+def _run_on_gpu(options: argparse.Namespace) -> int:
+    for name in ("modes", "providers", "warm", "plot"):
+        if getattr(options, name) not in (None, False):
+            raise UsageError(f"--{name} does not apply to --device gpu")
+    if options.suite != "penalty":
+        raise UsageError(f"--suite {options.suite} does not apply to --device gpu")
+    from fastreg_benchmarks import gpu  # brings CUDA packages in, which are optional
+
+    return gpu.run(options)
 
 
 def parse_size(text: str) -> int:

@@ -1,5 +1,6 @@
 """What `info` reports, and the table that the command line prints of it."""
 
+import argparse
 import json
 
 import keras
@@ -11,7 +12,7 @@ import fastreg
 from fastreg import _info
 
 KEYS = {"versions", "cpu", "cpu_features", "gpus", "threading_layer", "threads", "serial_reason", "bridge", "crossover"}
-KEYS |= {"choices", "kernel_calls", "buffer_bytes", "kernel_cache"}
+KEYS |= {"gpu_crossover", "gpu_obstacle", "choices", "kernel_calls", "buffer_bytes", "kernel_cache"}
 
 
 def test_contents():
@@ -67,7 +68,7 @@ def test_buffers_are_reported(gradient):
 
 def test_the_table(capsys):
     fastreg.set_crossover(1_234_567)
-    assert _info.run(None) == 0
+    assert _info.run(argparse.Namespace(cuda_audit=False)) == 0
     printed = capsys.readouterr().out
     for text in (fastreg.__version__, tf.__version__, "kernel calls", "1,234,567", fastreg.info()["threading_layer"]):
         assert text in printed

@@ -1,0 +1,63 @@
+"""The table of `fastreg info --cuda-audit`: what the CUDA kernels compile to."""
+
+from __future__ import annotations
+
+import importlib.util
+
+from rich.console import Console
+from rich.table import Table
+
+from fastreg.cli import UsageError
+
+COLUMNS = (
+    "compute capability",
+    "kernel",
+    "dtype",
+    "accumulator",
+    "registers",
+    "occupancy",
+    "shared bytes",
+    "spilled bytes",
+    "LDG.128",
+    "STG.128",
+    "narrow",
+    "float64",
+)
+"""The last four count instructions of the loop for whole packs: 128-bit loads and stores, other accesses to global
+memory, and float64 arithmetic."""
+
+
+def run(console: Console) -> int:
+    """Compile every kernel for every architecture that is looked at, and print a row for each.
+
+    Raises
+    ------
+    UsageError
+        If numba-cuda or one of NVIDIA's tools is missing.
+    """
+    if importlib.util.find_spec("numba_cuda") is None:
+        raise UsageError("--cuda-audit needs numba-cuda: pip install 'fastreg-keras[cuda]' nvidia-cuda-nvdisasm")
+    from fastreg_kernels import _cuda_audit
+
+    table = Table(*COLUMNS, title="CUDA kernels as compiled")
+    try:
+        for audit in _cuda_audit.every():
+            variant = audit.variant
+            table.add_row(
+                ".".join(map(str, audit.compute_capability)),
+                variant.name,
+                variant.dtype,
+                variant.accumulator or "",
+                str(audit.registers),
+                f"{audit.occupancy:.0%}",
+                f"{audit.shared:,}",
+                str(audit.spilled),
+                str(audit.wide_loads),
+                str(audit.wide_stores),
+                str(audit.narrow),
+                str(audit.float64),
+            )
+    except _cuda_audit.ToolError as error:
+        raise UsageError(str(error)) from error
+    console.print(table)
+    return 0

@@ -1,0 +1,66 @@
+"""What kernels use to get at elements: intrinsics on a GPU, their Python stand-ins in Numba's simulator."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from fastreg_kernels._cuda_jit import SIMULATED
+
+if SIMULATED:
+    from fastreg_kernels._cuda_simulated import (
+        element,
+        factor,
+        lane,
+        load,
+        product,
+        set_element,
+        square_error,
+        store,
+        with_lane,
+    )
+else:
+    from fastreg_kernels._cuda_intrinsics import (
+        element,
+        factor,
+        lane,
+        load,
+        product,
+        set_element,
+        square_error,
+        store,
+        with_lane,
+    )
+
+PACK_BYTES = 16
+"""Bytes that a thread loads and stores at a time."""
+
+ITEMSIZES = {"float32": 4, "float64": 8, "float16": 2, "bfloat16": 2}
+"""Bytes of an element of each dtype that has kernels."""
+
+__all__ = [
+    "ITEMSIZES",
+    "PACK_BYTES",
+    "arithmetic",
+    "element",
+    "factor",
+    "lane",
+    "lanes",
+    "load",
+    "product",
+    "set_element",
+    "square_error",
+    "store",
+    "with_lane",
+]
+
+
+def lanes(dtype: str) -> int:
+    """Elements per pack."""
+    return PACK_BYTES // ITEMSIZES[dtype]
+
+
+def arithmetic(dtype: str) -> Any:
+    """The NumPy type in which elements of a dtype are computed with."""
+    return np.float64 if dtype == "float64" else np.float32

@@ -1,0 +1,120 @@
+"""What the CUDA kernels compile to, for GPUs that need not be here: 128-bit access, no spills, no float64."""
+
+import functools
+import re
+
+import pytest
+from fastreg_kernels import _cuda_audit, _cuda_variants
+from fastreg_kernels._cuda_accumulators import FAST_FLOAT64, accumulator_name
+
+CAPABILITIES = [(8, 0), (9, 0), (8, 9)]
+NAMES = ["forward", "backward", "forward_backward", "shrink", "shrink rows"]
+DTYPES = ["float32", "float64", "float16", "bfloat16"]
+OCCUPANCY = {"forward": 1.0, "backward": 1.0, "shrink": 1.0, "forward_backward": 0.75, "shrink rows": 0.625}
+
+
+@functools.cache
+def audited(name, dtype, capability):
+    accumulator = accumulator_name(dtype, capability)
+    build = getattr(_cuda_variants, name.replace(" ", "_"))
+    variant = build(dtype, accumulator) if name.startswith("forward") else build(dtype)
+    return _cuda_audit.audit(variant, capability)
+
+
+def everything():
+    for capability in CAPABILITIES:
+        for name in NAMES:
+            for dtype in DTYPES:
+                # On 8.9 only what is summed differs from 8.0.
+                if capability in FAST_FLOAT64 or (name.startswith("forward") and dtype != "float64"):
+                    yield pytest.param(name, dtype, capability, id=f"{name}-{dtype}-{capability[0]}.{capability[1]}")
+
+
+@pytest.mark.parametrize(("name", "dtype", "capability"), list(everything()))
+def test_machine_code(name, dtype, capability):
+    audit = audited(name, dtype, capability)
+    assert audit.wide_loads >= 1
+    assert (audit.wide_stores >= 1) == (name != "forward")
+    assert audit.spilled == 0
+    assert "STL" not in audit.listing
+    assert "LDL" not in audit.listing
+    assert audit.occupancy >= OCCUPANCY[name]
+    assert audit.shared == (2 * 256 * 8 if name.startswith("forward") else 0)
+    if name != "shrink rows":  # which looks factors up, and takes packs that straddle rows apart
+        assert audit.narrow == 0
+        if dtype != "float64" and not (name.startswith("forward") and capability in FAST_FLOAT64):
+            assert audit.float64 == 0
+
+
+def test_float64_sums_take_three_instructions_per_element():
+    """Conversion, addition, fused multiply-add: what GPUs with half as many float64 units have time for."""
+    audit = audited("forward", "float32", (9, 0))
+    assert audit.float64 == 3 * 4 * audit.wide_loads
+
+
+def test_the_second_pass():
+    audit = _cuda_audit.audit(_cuda_variants.fold(), (8, 0))
+    assert audit.spilled == 0
+    assert audit.shared == 2 * 256 * 8
+
+
+@pytest.mark.parametrize("terms", [(True, False), (False, True), (False, False)], ids=str)
+@pytest.mark.parametrize("on_device", [True, False])
+def test_gradients_of_fewer_terms(terms, on_device):
+    audit = _cuda_audit.audit(_cuda_variants.backward("float32", *terms, upstream_on_device=on_device), (8, 0))
+    assert audit.spilled == audit.narrow == 0
+    assert "STG.E.128" in audit.listing
+    assert ("LDG.E.128" in audit.listing) == any(terms)  # without a term there is nothing to read
+
+
+def test_compensated_products_are_not_contracted():
+    """A fused `high + v * v` would make the error of the sum wrong: each square is rounded, then added."""
+    ptx = _cuda_audit.ptx(_cuda_variants.forward("float32", "compensated"), (8, 9))
+    assert "mul.rn.f32" in ptx
+    products = [line for line in ptx.splitlines() if "fma.rn.f32" in line]
+    squares = [line for line in ptx.splitlines() if "mul.rn.f32" in line]
+    assert len(products) == len(squares) > 0  # one fused multiply-add for the error of each square, and no other
+
+
+def test_no_atomics_and_no_shuffles():
+    for variant in _cuda_variants.for_training("bfloat16", "compensated", True, True):
+        ptx = _cuda_audit.ptx(variant, (8, 9))
+        assert not re.search(r"^\s*(atom|red|shfl)\.", ptx, re.MULTILINE)
+
+
+def test_gradients_are_not_contracted():
+    """So that they have the bits that processors give."""
+    ptx = _cuda_audit.ptx(_cuda_variants.backward("float32"), (9, 0))
+    assert "fma.rn.f32" not in ptx
+    assert "fma.rn.f64" not in ptx
+
+
+def test_occupancy():
+    assert _cuda_audit.occupancy(32, 4096, (8, 0)) == 1.0
+    assert _cuda_audit.occupancy(33, 0, (8, 0)) == 0.75
+    assert _cuda_audit.occupancy(40, 0, (8, 9)) == 1.0
+    assert _cuda_audit.occupancy(255, 0, (9, 0)) == 0.125
+
+
+def test_the_main_loop_is_the_first_that_loads_128_bits():
+    listing = """.L_x_1:
+ IADD3 R1 ;
+ BRA `(.L_x_1) ;
+.L_x_2:
+ LDG.E.128 R4 ;
+ @P0 BRA `(.L_x_2) ;
+.L_x_3:
+ LDG.E.128 R8 ;
+ BRA `(.L_x_3) ;
+ BRA `(.L_x_4) ;
+.L_x_4:
+"""
+    assert _cuda_audit.main_loop(listing) == listing.splitlines()[3:6]
+    assert _cuda_audit.main_loop(" EXIT ;") == []
+
+
+def test_a_missing_tool_is_named(monkeypatch):
+    monkeypatch.setattr(_cuda_audit.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(_cuda_audit.shutil, "which", lambda name: None)
+    with pytest.raises(_cuda_audit.ToolError, match="ptxas is missing: pip install"):
+        _cuda_audit.tool("ptxas")
