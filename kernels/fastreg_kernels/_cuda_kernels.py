@@ -146,7 +146,7 @@ def _derivative(dtype: str, has_l1: bool, has_l2: bool) -> Any:
             return l1
         if v < zero:
             return -l1
-        return product(l1, v)  # zero, or NaN
+        return product(l1, abs(v))  # zero without a sign, or NaN
 
     if has_l1 and has_l2:
         return device_function(lambda v, l1, l2: signed(l1, v) + product(l2, v))
