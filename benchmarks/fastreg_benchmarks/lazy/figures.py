@@ -50,9 +50,12 @@ def plot(rows: Sequence[LazyRow], path: Path) -> None:
 
 def _draw(axes: Any, rows: Sequence[LazyRow], position: Callable[[LazyRow], float]) -> None:
     for provider, (label, color, marker, dashes) in _STYLES.items():
-        line = sorted((position(row), row.p50_s * 1e3) for row in rows if row.provider == provider)
+        # What several parts of the suite timed is drawn once, as the last of them found it.
+        line = {position(row): row.p50_s * 1e3 for row in rows if row.provider == provider}
         if line:
-            axes.plot(*zip(*line, strict=True), label=label, color=color, marker=marker, linestyle=dashes, markersize=4)
+            places = sorted(line)
+            times = [line[place] for place in places]
+            axes.plot(places, times, label=label, color=color, marker=marker, linestyle=dashes, markersize=4)
     axes.set(xscale="log", yscale="log", ylabel="milliseconds")
     axes.grid(which="major", color="#DDDDDD", linewidth=0.6)
     axes.legend(fontsize=8, frameon=False)

@@ -35,7 +35,7 @@ def rates(number):
 def test_l2_and_sgd_are_keras_s_dense_training(lazy, dtype, eager):
     keras.config.set_floatx(dtype)
     keras.config.set_dtype_policy(dtype)
-    x, y = lazy.data(n=200 if eager else 800)
+    x, y = lazy.data(n=80 if eager else 800)
     results = []
     for layer, wrap, penalty in (
         (fastreg.Embedding, fastreg.LazyRegularization, fastreg.L2(2**-6)),
