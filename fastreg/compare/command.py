@@ -13,8 +13,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from fastreg.cli import UsageError
-from fastreg.compare import data, ratings, report, session
-from fastreg.compare.settings import LEARNING_RATES, SIDES, Settings
+from fastreg.compare import data, ratings, report, session, weights
+from fastreg.compare.settings import LEARNING_RATES, Settings
 
 DESCRIPTION = "train a recommender on MovieLens with Keras's regularizers and with fastreg's, side by side"
 
@@ -26,7 +26,7 @@ DEFAULT_STEPS = 90
 EXIT_DIFFERENT = 1
 EXIT_INTERRUPTED = 130
 
-_WIDTH = 100
+_WIDTH = 120
 """Columns that the table needs."""
 
 _SLOTS = {"sgd": 0, "adagrad": 1, "adam": 2}
@@ -61,7 +61,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action=argparse.BooleanOptionalAction,
         help="compile both models with XLA or not; default: as Keras chooses, which is no on CPUs",
     )
-    parser.add_argument("--eager", action="store_true", help="run both models eagerly")
+    parser.add_argument("--eager", action="store_true", help="run all models eagerly")
+    parser.add_argument(
+        "--lazy",
+        action="store_true",
+        help="train a third model, with lazily regularised tables",
+    )
     parser.add_argument(
         "--tolerance",
         type=float,
@@ -96,29 +101,42 @@ def _compare(options: argparse.Namespace) -> int:
     console.print(report.table(settings, split, outcome))
     for note in report.notes(settings, outcome):
         console.print(note, markup=False, soft_wrap=True)
-    difference, tolerance = outcome.difference, settings.tolerance
-    console.print(
-        f"whole step, speed-up: {report.speedup(outcome.keras, outcome.fastreg)}", markup=False, soft_wrap=True
-    )
+    _say(console, f"whole step, speed-up: {report.speedup(outcome.keras, outcome.fastreg)}")
+    code = _verdict(console, outcome.difference, settings.tolerance, "the models")
+    if outcome.lazy is None or outcome.lazy_difference is None:
+        return code
+    _say(console, f"whole step, speed-up of fastreg.Embedding: {report.speedup(outcome.keras, outcome.lazy)}")
+    if settings.same_rule:
+        return code or _verdict(console, outcome.lazy_difference, settings.tolerance, "Keras and fastreg.Embedding")
+    apart = outcome.lazy_difference
+    _say(console, f"fastreg.Embedding is {apart.relative:.1e} of max|w| from Keras ({apart.weight}), by its own rule")
+    return code
+
+
+def _verdict(console: Console, difference: weights.Difference, tolerance: float, models: str) -> int:
     if math.isinf(difference.relative):
         return _failed(f"training diverged: {difference.weight} is not finite", EXIT_DIFFERENT)
     if difference.relative == 0:
-        console.print("the models agree: their weights are identical")
+        _say(console, f"{models} agree: their weights are identical")
         return 0
     found = (
         f"largest weight difference {difference.relative:.1e} of max|w| ({difference.weight}), tolerance {tolerance:g}"
     )
     if difference.beyond:
         reach = f"{difference.beyond:,} of {difference.elements:,} elements are beyond it"
-        return _failed(f"the models disagree: {found}; {reach}", EXIT_DIFFERENT)
-    console.print(f"the models agree: {found}", markup=False, soft_wrap=True)
+        return _failed(f"{models} disagree: {found}; {reach}", EXIT_DIFFERENT)
+    _say(console, f"{models} agree: {found}")
     return 0
+
+
+def _say(console: Console, text: str) -> None:
+    console.print(text, markup=False, soft_wrap=True)
 
 
 def _train(settings: Settings, folder: Path, console: Console) -> session.Outcome:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True) as progress:
-        bar = progress.add_task("", total=len(SIDES) * (settings.warmup + settings.steps))
+        bar = progress.add_task("", total=len(settings.sides) * (settings.warmup + settings.steps))
         return session.run(settings, folder, lambda text, steps: progress.update(bar, description=text, advance=steps))
 
 
@@ -138,6 +156,8 @@ def _check(options: argparse.Namespace) -> None:
     for name in ("l1", "l2"):
         if getattr(options, name) is not None and name not in options.regularizer:
             raise UsageError(f"--{name} does not apply to --regularizer {options.regularizer}")
+    if options.lazy and options.jit:
+        raise UsageError("--lazy and --jit exclude each other: XLA cannot compile lazily regularised tables")
     if options.eager and options.jit:
         raise UsageError("--eager and --jit exclude each other")
 
@@ -167,17 +187,18 @@ def _settings(options: argparse.Namespace, split: data.Split) -> Settings:
         jit=options.jit,
         eager=options.eager,
         tolerance=options.tolerance,
+        lazy=options.lazy,
     )
 
 
 def _require_memory(settings: Settings, split: data.Split) -> None:
-    """Refuse what certainly does not fit: both sides hold the weights, their gradient and the optimizer's state."""
-    copies = len(SIDES) * (2 + _SLOTS[settings.optimizer])
+    """Refuse what certainly does not fit: all sides hold the weights, their gradient and the optimizer's state."""
+    copies = len(settings.sides) * (2 + _SLOTS[settings.optimizer])
     needed = 4 * copies * (settings.rows + split.users + split.items) * settings.dim
     if needed > physical_memory():
         gib = 2**30
         raise UsageError(
-            f"{settings.rows:,} rows x {settings.dim} need more than {needed / gib:.0f} GiB on both sides together, "
+            f"{settings.rows:,} rows x {settings.dim} need more than {needed / gib:.0f} GiB on all sides together, "
             f"and this machine has {physical_memory() / gib:.0f} GiB"
         )
 

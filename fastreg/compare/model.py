@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import fastreg
-from fastreg.compare.settings import Settings
+from fastreg.compare.settings import LAZY, Settings
 
 SPREAD = 0.05
 """Embeddings start uniform within plus and minus this, as in Keras."""
@@ -19,7 +19,8 @@ HIDDEN = 32
 """Units of the hidden layer of the head."""
 
 _CLASSES = {"l1": "L1", "l2": "L2", "l1l2": "L1L2"}
-_PENALTIES = {"keras": keras.regularizers, "fastreg": fastreg}
+_PENALTIES = {"keras": keras.regularizers, "fastreg": fastreg, LAZY: fastreg}
+_LAYERS = {"keras": keras.layers, "fastreg": keras.layers, LAZY: fastreg}
 _OPTIMIZERS = {"sgd": keras.optimizers.SGD, "adagrad": keras.optimizers.Adagrad, "adam": keras.optimizers.Adam}
 
 
@@ -35,8 +36,8 @@ def build(settings: Settings, side: str, users: int, items: int, crosses: int, m
     Parameters
     ----------
     settings : Settings
-    side : {"keras", "fastreg"}
-        Whose regularizers the tables have, the only difference between the two models.
+    side : {"keras", "fastreg", "lazy"}
+        Whose regularizers, or layers, the tables have: the only difference between the models.
     users, items : int
         Rows of these tables.
     crosses : int
@@ -54,7 +55,7 @@ def build(settings: Settings, side: str, users: int, items: int, crosses: int, m
     inputs, embedded = [], []
     for number, (name, (rows, shape)) in enumerate(shapes.items()):
         inputs.append(keras.Input(shape, dtype="int32", name=f"{name}_rows"))
-        table = keras.layers.Embedding(
+        table = _LAYERS[side].Embedding(
             rows,
             settings.dim,
             embeddings_initializer=_uniform(settings.seed, number),
@@ -67,8 +68,9 @@ def build(settings: Settings, side: str, users: int, items: int, crosses: int, m
     # Without a bias of its own the output stays near the mean at learning rates that the sparse tables need.
     deviation = keras.layers.Dense(1, use_bias=False, name="rating")(hidden)
     model = keras.Model(inputs, keras.layers.Rescaling(1.0, offset=mean)(deviation), name="recommender")
+    optimizer = _OPTIMIZERS[settings.optimizer](settings.learning_rate)
     model.compile(
-        optimizer=_OPTIMIZERS[settings.optimizer](settings.learning_rate),
+        optimizer=fastreg.LazyRegularization(optimizer) if side == LAZY else optimizer,
         loss="mse",
         run_eagerly=settings.eager,
         jit_compile="auto" if settings.jit is None else settings.jit,

@@ -75,12 +75,15 @@ def print_header(console: Console, settings: Settings, split: Split, source: str
 
 
 def table(settings: Settings, split: Split, outcome: Outcome) -> Table:
-    """Both sides, one figure a row."""
+    """All sides, one figure a row."""
     result = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     result.add_column("", no_wrap=True)
     result.add_column(f"keras.regularizers.{_class(settings)}", justify="right")
     result.add_column(f"fastreg.{_class(settings)}", justify="right")
-    sides = (outcome.keras, outcome.fastreg)
+    sides: tuple[Side, ...] = (outcome.keras, outcome.fastreg)
+    if outcome.lazy is not None:
+        result.add_column("fastreg.Embedding", justify="right")
+        sides = (*sides, outcome.lazy)
     steps = [np.concatenate(side.turns) for side in sides]
     quantiles = [stats.quantiles(times) for times in steps]
     for index, name in enumerate(("p20", "median", "p80")):
@@ -92,10 +95,15 @@ def table(settings: Settings, split: Split, outcome: Outcome) -> Table:
     result.add_row(f"loss, last {len(outcome.keras.turns[-1])} steps", *_each(sides, "loss", "{:.6f}"))
     result.add_row("penalty, after training", *_each(sides, "penalty", "{:.6f}"))
     result.add_row("validation RMSE", *_each(sides, "rmse", "{:.5f}"))
-    result.add_row("validation RMSE of the mean rating", *[f"{split.baseline:.5f}"] * 2, style="dim")
+    result.add_row("validation RMSE of the mean rating", *[f"{split.baseline:.5f}"] * len(sides), style="dim")
     result.add_row("memory before training", *(_memory(side.ready["memory_before"]) for side in sides))
     result.add_row("peak memory in training", *(_memory(side.result["peak_memory"]) for side in sides))
     result.add_row("kernel calls of fastreg", *_each(sides, "kernel_calls", "{:,}"))
+    if outcome.zeros:
+        result.add_row("exact zeros in the tables", *(f"{zeros.share:.1%}" for zeros in outcome.zeros))
+        result.add_row("rows that are not all zero", *(f"{zeros.kept:,}" for zeros in outcome.zeros))
+        result.add_row("file of the tables", *(_memory(zeros.nbytes) for zeros in outcome.zeros))
+        result.add_row("file without rows of zeros", *(_memory(zeros.pruned) for zeros in outcome.zeros))
     return result
 
 
@@ -110,6 +118,11 @@ def notes(settings: Settings, outcome: Outcome) -> list[str]:
             f"{settings.optimizer} divides a gradient by its own magnitude, and that of L1 changes its sign at zero: "
             "the last bit of a weight next to zero decides in which direction it makes a whole step."
         )
+    if outcome.lazy is not None and not settings.same_rule:
+        result.append(
+            "fastreg.Embedding has a rule of its own here: a weight that reaches zero stays there, where Keras's "
+            "subgradient goes to and fro around it, and no adaptive optimizer rescales the penalty."
+        )
     return result
 
 
@@ -117,7 +130,7 @@ def _class(settings: Settings) -> str:
     return settings.regularizer.upper()
 
 
-def _each(sides: tuple[Side, Side], name: str, form: str) -> list[str]:
+def _each(sides: tuple[Side, ...], name: str, form: str) -> list[str]:
     return [form.format(side.result[name]) for side in sides]
 
 

@@ -1,4 +1,4 @@
-"""The two processes, taking turns."""
+"""The processes, taking turns."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastreg.compare import weights
-from fastreg.compare.settings import SIDES, Settings
+from fastreg.compare.settings import LAZY, Settings
 
 MAX_TURN = 5
 """Steps that a side trains before it is the other's turn, at most: both then see the machine in the same moods."""
@@ -46,11 +46,14 @@ class Side:
 
 @dataclass(frozen=True)
 class Outcome:
-    """Both sides, and how far their final weights are apart."""
+    """All sides, how far their final weights are from Keras's, and, of a lazy comparison, the zeros in their tables."""
 
     keras: Side
     fastreg: Side
     difference: weights.Difference
+    lazy: Side | None = None
+    lazy_difference: weights.Difference | None = None
+    zeros: tuple[weights.Zeros, ...] = ()
 
 
 class Worker:
@@ -121,7 +124,7 @@ class Worker:
 
 
 def run(settings: Settings, folder: Path, notify: Notify) -> Outcome:
-    """Train both sides in turns, on `data.npz` in `folder`, and compare their weights.
+    """Train all sides in turns, on `data.npz` in `folder`, and compare their weights.
 
     Parameters
     ----------
@@ -133,20 +136,20 @@ def run(settings: Settings, folder: Path, notify: Notify) -> Outcome:
     Raises
     ------
     WorkerError
-        If a process dies, or the models do not start from the same weights. Neither process outlives this call.
+        If a process dies, or the models do not start from the same weights. No process outlives this call.
     """
     settings.write(folder / "settings.json")
-    sides = {side: Side() for side in SIDES}
+    sides = {side: Side() for side in settings.sides}
     with ExitStack() as stack:
         workers = []
-        for side in SIDES:
+        for side in sides:
             workers.append(Worker(side, folder))
             stack.callback(workers[-1].stop)
-        notify("building both models", 0)
+        notify("building the models", 0)
         for worker in workers:
             sides[worker.side].ready = worker.receive("ready")
         if len({side.ready["digest"] for side in sides.values()}) != 1:
-            raise WorkerError("the two models do not start from the same weights")
+            raise WorkerError("the models do not start from the same weights")
         _take_turns(settings, workers, sides, notify)
         notify("validating", 0)
         for worker in workers:
@@ -154,16 +157,27 @@ def run(settings: Settings, folder: Path, notify: Notify) -> Outcome:
         for worker in workers:
             sides[worker.side].result = worker.receive("finished")
     notify("comparing weights", 0)
-    difference = weights.compare(folder / "keras.npz", folder / "fastreg.npz", settings.tolerance)
-    return Outcome(sides["keras"], sides["fastreg"], difference)
+    trained = {side: folder / f"{side}.npz" for side in sides}
+    difference = weights.compare(trained["keras"], trained["fastreg"], settings.tolerance)
+    if not settings.lazy:
+        return Outcome(sides["keras"], sides["fastreg"], difference)
+    return Outcome(
+        sides["keras"],
+        sides["fastreg"],
+        difference,
+        sides[LAZY],
+        weights.compare(trained["keras"], trained[LAZY], settings.tolerance),
+        tuple(weights.zeros(path) for path in trained.values()),
+    )
 
 
 def _take_turns(settings: Settings, workers: list[Worker], sides: dict[str, Side], notify: Notify) -> None:
     warmup = turns(settings.warmup)
     for number, steps in enumerate(warmup + turns(settings.steps)):
         timed = number >= len(warmup)
-        # Each goes first every other time.
-        for worker in workers if number % 2 == 0 else reversed(workers):
+        # Each goes first as often as the others.
+        first = number % len(workers)
+        for worker in workers[first:] + workers[:first]:
             on_step = functools.partial(notify, f"{'timed' if timed else 'warm-up'} steps, {worker.side}")
             on_step(0)
             worker.send({"train": steps})

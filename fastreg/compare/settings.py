@@ -9,7 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 SIDES = ("keras", "fastreg")
-"""Whose regularizers the two processes use."""
+"""Whose regularizers the processes use."""
+
+LAZY = "lazy"
+"""The side whose tables are `fastreg.Embedding`, regularised lazily."""
 
 LEARNING_RATES = {"sgd": 0.5, "adagrad": 0.3, "adam": 0.001}
 """By optimizer: rates at which an epoch of MovieLens brings the error well below that of the mean."""
@@ -41,6 +44,8 @@ class Settings:
         Whether `fit` runs eagerly.
     tolerance : float
         Largest difference between weights that counts as agreement, as a share of the largest magnitude of the weight.
+    lazy : bool
+        Whether a third process trains lazily regularised tables.
     """
 
     ratings: str | None
@@ -58,6 +63,17 @@ class Settings:
     jit: bool | None
     eager: bool
     tolerance: float
+    lazy: bool = False
+
+    @property
+    def sides(self) -> tuple[str, ...]:
+        """The processes that train."""
+        return (*SIDES, LAZY) if self.lazy else SIDES
+
+    @property
+    def same_rule(self) -> bool:
+        """Whether lazy regularisation is the same training as Keras's, up to rounding."""
+        return self.l1 == 0 and self.optimizer == "sgd"
 
     def command(self) -> str:
         """The command that repeats this comparison, whatever the defaults of its options become."""

@@ -35,6 +35,45 @@ class Difference:
     elements: int
 
 
+@dataclass(frozen=True)
+class Zeros:
+    """What is exactly zero in the tables of a model.
+
+    Attributes
+    ----------
+    share : float
+        Of all weights of the tables.
+    kept, rows : int
+        Rows that are not zero as a whole, and all rows.
+    nbytes, pruned : int
+        Bytes of a file with all rows, and of one with the rows that are kept and their numbers.
+    """
+
+    share: float
+    kept: int
+    rows: int
+    nbytes: int
+    pruned: int
+
+
+def zeros(trained: Path) -> Zeros:
+    """Count the zeros in the tables of an `.npz` file of weights; write a file without rows of zeros beside it."""
+    with np.load(trained) as arrays:
+        tables = {name: arrays[name] for name in arrays.files if name.endswith("embeddings")}
+    content: dict[str, NDArray[Any]] = {}
+    kept = 0
+    for name, table in tables.items():
+        rows = np.flatnonzero(table.any(axis=1)).astype(np.int32)
+        kept += rows.size
+        content |= {f"{name}/rows": rows, f"{name}/values": table[rows]}
+    pruned = trained.with_suffix(".pruned.npz")
+    np.savez(pruned, **content)  # type: ignore[arg-type]
+    size = sum(table.size for table in tables.values())
+    zero = size - sum(int(np.count_nonzero(table)) for table in tables.values())
+    rows_in_all = sum(len(table) for table in tables.values())
+    return Zeros(zero / size, kept, rows_in_all, sum(table.nbytes for table in tables.values()), pruned.stat().st_size)
+
+
 def compare(first: Path, second: Path, tolerance: float) -> Difference:
     """Compare two `.npz` files of weights with the same names and shapes.
 

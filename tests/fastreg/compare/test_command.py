@@ -54,6 +54,19 @@ def test_two_models_that_agree_on_kernels(capsys, csv, monkeypatch):
     assert "the models agree" in out
 
 
+@pytest.mark.parametrize(
+    ("regularizer", "said"),
+    [("l2", "Keras and fastreg.Embedding agree"), ("l1l2", "from Keras (")],
+)
+def test_a_third_column(capsys, csv, regularizer, said):
+    code, out, err = outcome(capsys, "--ratings", csv, *SMALL, "--lazy", "--regularizer", regularizer)
+    assert code == 0, err
+    assert "whole step, speed-up of fastreg.Embedding" in out
+    assert "file without rows of zeros" in out
+    assert said in out
+    assert "--lazy" in out
+
+
 @pytest.fixture
 def trained(monkeypatch):
     """Results without training."""
@@ -120,6 +133,7 @@ def test_failures(capsys, csv, monkeypatch, error, code, said):
         (["--regularizer", "l3"], "l3"),
         (["--optimizer", "none"], "none"),
         (["--eager", "--jit"], "exclude each other"),
+        (["--lazy", "--jit"], "exclude each other"),
         (["--steps", "1", "--epochs", "1"], "not allowed with"),
         (["--rows", str(2**31 - 1), "--dim", "4096"], "GiB"),
     ],

@@ -9,7 +9,7 @@ from rich.console import Console
 from fastreg.compare import data, report
 from fastreg.compare.session import Outcome, Side
 from fastreg.compare.settings import Settings
-from fastreg.compare.weights import Difference
+from fastreg.compare.weights import Difference, Zeros
 
 SETTINGS = Settings(
     ratings=None,
@@ -43,7 +43,7 @@ def outcome(keras, fastreg, **difference):
 
 
 def printed(table):
-    console = Console(width=100, record=True)
+    console = Console(width=120, record=True)
     console.print(table)
     return console.export_text()
 
@@ -81,3 +81,15 @@ def test_notes():
     assert "changes its sign at zero" in note
     assert report.notes(adam, outcome(side(1), side(1), beyond=report.FEW)) == []
     assert report.notes(dataclasses.replace(adam, l1=0.0), outcome(side(1), side(1), beyond=3)) == []
+
+
+def test_a_third_column():
+    apart = Difference(1e-3, "user", 7, 100)
+    zeros = tuple(Zeros(share, kept, 1000, 4 << 20, 1 << 20) for share, kept in ((0.0, 1000), (0.001, 999), (0.5, 400)))
+    found = dataclasses.replace(outcome(side(0.3), side(0.1)), lazy=side(0.01), lazy_difference=apart, zeros=zeros)
+    text = printed(report.table(SETTINGS, SPLIT, found))
+    for expected in ("fastreg.Embedding", "10.0 ms", "50.0%", "400", "4 MiB", "1 MiB"):
+        assert expected in text
+    (note,) = report.notes(SETTINGS, found)
+    assert "stays there" in note
+    assert report.notes(dataclasses.replace(SETTINGS, l1=0.0), found) == []

@@ -133,3 +133,23 @@ def test_the_trainer_in_this_process(folder, tmp_path):
         predicted = (hidden @ found["rating/kernel"])[:, 0] + arrays["train_ratings"].astype("float64").mean()
         assert result["rmse"] == pytest.approx(np.sqrt(np.square(predicted - rows[3]).mean()), rel=1e-4)
     assert ready["parameters"] == sum(table.size for table in tables) + 4 * 32 + 32 + 32
+
+
+def test_a_third_side_regularised_lazily(folder):
+    """With L2 and SGD it is the same training; the penalty that is reported too."""
+    settings = dataclasses.replace(SETTINGS, regularizer="l2", l1=0.0, steps=8, lazy=True)
+    outcome = session.run(settings, folder, lambda text, steps: None)
+    assert outcome.lazy_difference.relative <= 1e-5
+    assert sum(map(len, outcome.lazy.turns)) == 8
+    for figure in ("loss", "penalty", "rmse"):
+        assert outcome.lazy.result[figure] == pytest.approx(outcome.keras.result[figure], rel=1e-5)
+    assert [zeros.rows for zeros in outcome.zeros] == [20 + 30 + SETTINGS.rows] * 3
+
+
+def test_lazy_l1_makes_zeros(folder):
+    """Weights are within 0.05, and each of 41 steps takes 0.1 * 0.01 off them."""
+    settings = dataclasses.replace(SETTINGS, regularizer="l1", l1=0.01, l2=0.0, lazy=True)
+    keras, fastreg, lazy = session.run(settings, folder, lambda text, steps: None).zeros
+    assert keras.share < 0.1
+    assert fastreg.share < 0.1
+    assert lazy.share > 0.5

@@ -29,6 +29,7 @@ def test_file(tmp_path):
     [
         [],
         ["--no-jit"],
+        ["--lazy"],
         ["--jit", "--optimizer", "adam"],
         ["--eager", "--regularizer", "l1", "--l1", "0.25"],
         ["--regularizer", "l2", "--learning-rate", "0.125", "--seed", "3"],

@@ -51,3 +51,17 @@ def test_what_is_not_finite(save, bad):
     for pair in ((ours, theirs), (theirs, ours), (theirs, theirs)):
         found = weights.compare(*pair, 1e-5)
         assert (found.relative, found.beyond) == (math.inf, 1)
+
+
+def test_zeros_in_tables(save, tmp_path):
+    table = np.zeros((10, 4), "float32")
+    table[3, 1], table[7] = 1.0, -2.0
+    path = save("side.npz", **{"user/embeddings": table, "item/embeddings": np.ones((2, 4), "float32")}, kernel=table)
+    found = weights.zeros(path)
+    assert found.share == pytest.approx((40 - 5) / 48)
+    assert (found.kept, found.rows, found.nbytes) == (4, 12, 48 * 4)
+    with np.load(tmp_path / "side.pruned.npz") as pruned:
+        assert found.pruned == (tmp_path / "side.pruned.npz").stat().st_size
+        restored = np.zeros((10, 4), "float32")
+        restored[pruned["user/embeddings/rows"]] = pruned["user/embeddings/values"]
+        np.testing.assert_array_equal(restored, table)
