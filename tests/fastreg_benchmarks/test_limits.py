@@ -72,8 +72,8 @@ def test_memory_where_the_system_does_not_tell(settings, monkeypatch):
 
 
 def test_start_up_verdicts(settings, monkeypatch):
-    monkeypatch.setattr(child, "run", lambda task, arguments: {"import": 0.3, "first_call": 0.2})
-    assert [line.verdict for line in processes.start_up(settings)] == [PASS, FAIL]
+    monkeypatch.setattr(child, "run", lambda task, arguments, environment=None: {"import": 0.3, "first_call": 0.2})
+    assert [line.verdict for line in processes.start_up(settings)] == [PASS, FAIL, PASS]
 
 
 def test_a_failing_process_says_why():
