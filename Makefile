@@ -10,8 +10,8 @@ demo: $(VENV)/.installed
 	$(BIN)/fastreg compare
 
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest
-	NUMBA_ENABLE_CUDASIM=1 $(BIN)/python -m pytest tests/cuda
+	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal
+	NUMBA_ENABLE_CUDASIM=1 $(BIN)/python -m pytest --numprocesses 2 tests/cuda
 
 bench: $(VENV)/.installed
 	$(BIN)/fastreg bench --plot

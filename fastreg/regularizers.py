@@ -49,6 +49,8 @@ class L1(_Penalty):
     >>> layer = keras.layers.Dense(8, kernel_regularizer=fastreg.L1(1e-4))
     """
 
+    l1: float
+
     def __init__(self, l1: float | None = 0.01) -> None:
         self.l1 = _validation.factor(0.01 if l1 is None else l1, "l1")
 
@@ -83,6 +85,8 @@ class L2(_Penalty):
     --------
     >>> layer = keras.layers.Embedding(1_000_000, 64, embeddings_regularizer=fastreg.L2(1e-6))
     """
+
+    l2: float
 
     def __init__(self, l2: float | None = 0.01) -> None:
         self.l2 = _validation.factor(0.01 if l2 is None else l2, "l2")
@@ -119,6 +123,9 @@ class L1L2(_Penalty):
     --------
     >>> layer = keras.layers.Dense(8, kernel_regularizer=fastreg.L1L2(l1=1e-5, l2=1e-4))
     """
+
+    l1: float
+    l2: float
 
     def __init__(self, l1: float | None = 0.0, l2: float | None = 0.0) -> None:
         self.l1 = _validation.factor(0.0 if l1 is None else l1, "l1")

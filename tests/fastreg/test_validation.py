@@ -30,7 +30,7 @@ REJECTED = [
 REJECTED += [
     tf.constant(0.1),
     fractions.Fraction(1, 2),
-    object(),
+    slice(1),
     np.float64(np.nan),
     np.float64(-1.0),
     np.complex64(1),

@@ -123,7 +123,7 @@ class Lazy:
         """The largest difference in units of the largest weight."""
         actual, expected = np.asarray(actual, np.float64), np.asarray(expected, np.float64)
         assert actual.shape == expected.shape
-        return np.abs(actual - expected).max() / np.abs(expected).max()
+        return np.abs(actual - expected).max() / (np.abs(expected).max() or 1.0)  # all may have shrunk to zero
 
     @staticmethod
     def model(layer, fields=4):
