@@ -33,6 +33,9 @@ EAGER_CROSSOVER = 1
 Derived by `fastreg bench --suite crossover`, which prints both.
 """
 
+GPU_CROSSOVER = 1 << 25
+"""The same for tensors on a GPU. Estimated from bytes moved, not measured: `fastreg bench --device gpu` measures."""
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -91,10 +94,6 @@ def set_crossover(n: int | None) -> None:
     if n is not None and (isinstance(n, bool) or not isinstance(n, (int, np.integer)) or n < 0):
         raise ValueError(f"Invalid value for argument n: expected a non-negative integer or None. Received: n={n!r}")
     _settings.crossover = None if n is None else int(n)
-
-
-GPU_CROSSOVER = 1 << 25
-"""The same for tensors on a GPU. Estimated from bytes moved, not measured: `fastreg bench --device gpu` measures."""
 
 
 def crossover(eager: bool, gpu: bool = False) -> int:

@@ -8,6 +8,7 @@ from typing import Any
 
 from fastreg.cli import UsageError
 from fastreg_benchmarks.cases import VALUE_AND_GRADIENT
+from fastreg_benchmarks.environment import Environment
 from fastreg_benchmarks.providers import DEFAULT_MODES, DIRECT, EAGER, FUNCTION, JIT
 from fastreg_benchmarks.results import Row
 
@@ -35,8 +36,12 @@ def plot(rows: Sequence[Row], path: Path) -> None:
     times, speedups = figure.subplots(1, 2)
     _draw_times(times, rows)
     _draw_speedups(speedups, rows)
-    first = rows[0]
-    figure.suptitle(f"L1L2 penalty and its gradient, {first.dtype}", fontweight="bold")
+    save(figure, f"L1L2 penalty and its gradient, {rows[0].dtype}", rows[0], path)
+
+
+def save(figure: Any, title: str, first: Environment, path: Path) -> None:
+    """Write a figure with its title, and below it where its medians were measured."""
+    figure.suptitle(title, fontweight="bold")
     figure.supxlabel(
         f"{first.device}, {first.threads} threads · TensorFlow {first.tensorflow}, Keras {first.keras} · medians"
         f" · {first.date[:10]}",

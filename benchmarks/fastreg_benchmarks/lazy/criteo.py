@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
-from pathlib import Path
 
+from fastreg.compare import memory
 from fastreg_benchmarks import stats
+from fastreg_benchmarks.environment import physical_memory
 from fastreg_benchmarks.lazy.rows import Key, measure
 from fastreg_benchmarks.lazy.steps import Workload
 from fastreg_benchmarks.limits.lines import INFORMATION, Line
@@ -28,27 +28,11 @@ def steps(settings: Settings) -> Iterator[tuple[list[LazyRow], list[Line]]]:
     rows = QUICK_ROWS if settings.quick else WORKLOAD.rows
     workload = Workload(rows, WORKLOAD.width, WORKLOAD.batch, WORKLOAD.fields, WORKLOAD.exponent)
     key: Key = ("lazy", "sgd", workload)
-    _reset_peak()
+    memory.reset_peak()
     measured, samples = measure(PART, [key], settings)
-    peak = _peak_bytes()
+    peak = memory.peak()
     text = f"{duration(stats.quantiles(samples[key])[1])} a step"
-    if peak is not None:
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        text += f", peak memory of the process {peak / 2**30:.1f} of {memory / 2**30:.1f} GiB"
+    text += f", peak memory of the process {peak / 2**30:.1f} of {physical_memory() / 2**30:.1f} GiB"
     table = workload.rows * workload.width * 4 / 2**30
     name = f"{workload.rows:,} rows x {workload.width} ({table:.1f} GiB), {workload.batch} x {workload.fields} ids"
     yield measured, [Line(5, name, "trains", text, INFORMATION)]
-
-
-def _reset_peak() -> None:
-    path = Path("/proc/self/clear_refs")
-    if path.exists() and os.access(path, os.W_OK):
-        path.write_text("5")
-
-
-def _peak_bytes() -> int | None:
-    path = Path("/proc/self/status")
-    if not path.exists():
-        return None
-    line = next(line for line in path.read_text().splitlines() if line.startswith("VmHWM"))
-    return int(line.split()[1]) * 1024

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from fastreg.cli import UsageError
+from fastreg_benchmarks import figures
 from fastreg_benchmarks.results import LazyRow
 
 _STYLES = {
@@ -34,18 +34,7 @@ def plot(rows: Sequence[LazyRow], path: Path) -> None:
     left.set(xlabel="rows of the table", title=f"step, {_lookups(steps, 'sizes')}")
     _draw(right, [row for row in steps if row.part == "shares"], lambda row: 100 * row.lookups / row.rows)
     right.set(xlabel="rows touched, %", title=f"step, {_table(steps, 'shares')}")
-    first = rows[0]
-    figure.suptitle("Training step with L1L2 on an embedding, SGD", fontweight="bold")
-    figure.supxlabel(
-        f"{first.device}, {first.threads} threads · TensorFlow {first.tensorflow}, Keras {first.keras} · medians"
-        f" · {first.date[:10]}",
-        fontsize=8,
-        color="#555555",
-    )
-    try:
-        figure.savefig(path)
-    except OSError as error:
-        raise UsageError(f"cannot write {path}: {error}") from None
+    figures.save(figure, "Training step with L1L2 on an embedding, SGD", rows[0], path)
 
 
 def _draw(axes: Any, rows: Sequence[LazyRow], position: Callable[[LazyRow], float]) -> None:
