@@ -147,7 +147,8 @@ def shrink(x: Any, scale: Any, threshold: Any, out: Any = None, stream: Any = No
     Returns
     -------
     device array
-        `sign(x) * max(0, scale * |x| - threshold)`, in the dtype of `x`; what vanishes is +0. NaN stays NaN.
+        `sign(x) * max(0, scale * |x| - threshold)`, in the dtype of `x`; what vanishes is +0, and what a half type
+        rounds to zero keeps its sign. NaN stays NaN.
 
     Raises
     ------
