@@ -9,7 +9,9 @@ Numba offers neither explicit vectors nor non-temporal stores; `numba.extending.
 
 from __future__ import annotations
 
+import math
 import operator
+from collections.abc import Iterable
 from typing import Any
 
 from llvmlite import ir
@@ -45,7 +47,15 @@ _BITS = {types.float32: ir.IntType(32), types.float64: ir.IntType(64)}
 FLOAT16, BFLOAT16 = types.uint16, types.int16
 """How half types are told apart here, since Numba has neither: by the integer type in which their bits are passed.
 
-They are converted to float32 as they are loaded and rounded to nearest, ties to even, as they are stored."""
+They are converted to float32 as they are loaded and rounded to nearest, ties to even, as they are stored.
+
+A bfloat16 is the upper half of a float32, so that one instruction makes a float32 of either of two that share 32 bits.
+Hence the lanes of a vector from a bfloat16 array are its even elements, then its odd ones. `store` expects the same;
+where dtypes meet, `in_order` and `as_if_of` translate. Rounding adds to the bits as to an integer, by which the payload
+of a NaN could carry over into the sign. NaN that comes of bfloat16 numbers, and of factors without a payload, has an
+empty lower half; `as_if_of` empties that of others."""
+
+_PAIRS, _UPPER_HALF = LANES // 2, 0xFFFF0000
 
 
 def arithmetic_type(storage: Any) -> Any:
@@ -81,8 +91,9 @@ def _decode(builder: Any, stored: Any, storage: Any) -> Any:
     if storage == FLOAT16:
         return builder.fpext(builder.bitcast(stored, ir.VectorType(ir.HalfType(), LANES)), _llvm_type(types.float32))
     if storage == BFLOAT16:
-        bits = builder.zext(stored, ir.VectorType(ir.IntType(32), LANES))
-        return builder.bitcast(builder.shl(bits, _integers(16)), _llvm_type(types.float32))
+        pairs = builder.bitcast(stored, ir.VectorType(ir.IntType(32), _PAIRS))
+        even, odd = builder.shl(pairs, _integers(16, _PAIRS)), builder.and_(pairs, _integers(_UPPER_HALF, _PAIRS))
+        return builder.bitcast(builder.shuffle_vector(even, odd, _lanes(range(LANES))), _llvm_type(types.float32))
     return stored
 
 
@@ -93,12 +104,13 @@ def _encode(builder: Any, value: Any, storage: Any) -> Any:
         return builder.bitcast(halves, ir.VectorType(ir.IntType(16), LANES))
     if storage == BFLOAT16:
         bits = builder.bitcast(value, ir.VectorType(ir.IntType(32), LANES))
-        high = builder.lshr(bits, _integers(16))
-        odd = builder.and_(high, _integers(1))
-        rounded = builder.lshr(builder.add(builder.add(bits, _integers(0x7FFF)), odd), _integers(16))
-        quiet_nan = builder.or_(high, _integers(0x40))  # rounding could carry a NaN over to infinity
-        chosen = builder.select(builder.fcmp_unordered("uno", value, value), quiet_nan, rounded)
-        return builder.trunc(chosen, ir.VectorType(ir.IntType(16), LANES))
+        to_even = builder.and_(builder.lshr(bits, _integers(16)), _integers(1))
+        rounded = builder.add(builder.add(bits, _integers(0x7FFF)), to_even)
+        even = builder.shuffle_vector(rounded, rounded, _lanes(range(_PAIRS)))
+        odd = builder.shuffle_vector(rounded, rounded, _lanes(range(_PAIRS, LANES)))
+        lower, upper = builder.lshr(even, _integers(16, _PAIRS)), builder.and_(odd, _integers(_UPPER_HALF, _PAIRS))
+        pairs = builder.or_(lower, upper)
+        return builder.bitcast(pairs, ir.VectorType(ir.IntType(16), LANES))
     return value
 
 
@@ -113,8 +125,14 @@ def _apart(builder: Any, halves: Any) -> Any:
     return builder.call(fence, [builder.bitcast(halves, floats)])
 
 
-def _integers(number: int) -> ir.Constant:
-    return ir.Constant(ir.VectorType(ir.IntType(32), LANES), [number] * LANES)
+def _integers(number: int, lanes: int = LANES) -> ir.Constant:
+    return ir.Constant(ir.VectorType(ir.IntType(32), lanes), [number] * lanes)
+
+
+def _lanes(numbers: Iterable[int]) -> ir.Constant:
+    """Of `shuffle_vector`: where each lane comes from."""
+    lanes = list(numbers)
+    return ir.Constant(ir.VectorType(ir.IntType(32), len(lanes)), lanes)
 
 
 def _stored_vector(storage: Any) -> ir.VectorType:
@@ -216,6 +234,36 @@ def fence(typingctx):
 
 
 @intrinsic
+def in_order(typingctx, x, v):
+    """`v`, which `load(x, i)` gave, with its lanes in the order of the elements; see `BFLOAT16`."""
+
+    def codegen(context, builder, signature, args):
+        if signature.args[0].dtype != BFLOAT16:
+            return args[1]
+        return builder.shuffle_vector(args[1], args[1], _lanes(n // 2 + n % 2 * _PAIRS for n in range(LANES)))
+
+    return v(x, v), codegen
+
+
+@intrinsic
+def as_if_of(typingctx, x, v):
+    """`v`, lanes in order and from elsewhere, made fit to be combined with `load(x, i)` and stored in `x`.
+
+    The reverse of `in_order`, and NaN without a payload if `x` is of `BFLOAT16`.
+    """
+
+    def codegen(context, builder, signature, args):
+        if signature.args[0].dtype != BFLOAT16:
+            return args[1]
+        order = _lanes(2 * n % LANES + n // _PAIRS for n in range(LANES))
+        value = builder.shuffle_vector(args[1], args[1], order)
+        plain = ir.Constant(_llvm_type(types.float32), [math.nan] * LANES)
+        return builder.select(builder.fcmp_unordered("uno", value, value), plain, value)
+
+    return v(x, v), codegen
+
+
+@intrinsic
 def zeros(typingctx):
     """A float64 vector of zeros: an accumulator."""
 
@@ -271,16 +319,27 @@ def total(typingctx, v):
 
 @intrinsic
 def signed(typingctx, magnitude, v):
-    """`magnitude * sign(v)` for a scalar, with sign(±0) = +0; where `v` is NaN, NaN."""
+    """`magnitude * sign(v)` for a scalar and a vector, with sign(±0) = +0; where `v` is NaN, as where it is 0."""
 
     def codegen(context, builder, signature, args):
         dtype = signature.return_type.dtype
         scalar, value = _splat(builder, args[0]), args[1]
         nonzero = builder.fcmp_ordered("!=", value, _zeros(dtype))
-        otherwise = builder.fmul(scalar, _magnitude(builder, value, dtype))
+        # Not simply zero: an infinite magnitude makes NaN of it, a negative one -0.
+        otherwise = _splat(builder, builder.fmul(args[0], ir.Constant(_SCALARS[dtype], 0.0)))
         return builder.select(nonzero, _copysign(builder, scalar, value, dtype), otherwise)
 
     return v(v.dtype, v), codegen
+
+
+@intrinsic
+def keep_nan(typingctx, result, v):
+    """`v` where it is NaN, and `result` elsewhere."""
+
+    def codegen(context, builder, signature, args):
+        return builder.select(builder.fcmp_unordered("uno", args[1], args[1]), args[1], args[0])
+
+    return v(v, v), codegen
 
 
 @intrinsic

@@ -7,6 +7,7 @@ the same bits everywhere.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from fastreg_kernels._vector import (
     STREAM_ALIGNMENT,
     add_squares,
     fence,
+    keep_nan,
     load,
     load_first,
     signed,
@@ -194,6 +196,8 @@ def _terms(x: NDArray[Any], l1: float, l2: float, upstream: Any) -> tuple[Any, A
     dtype = _arrays.arithmetic_dtype(x.dtype)
     l1, l2 = _arrays.factor(l1, "l1"), _arrays.factor(l2, "l2")
     scale = _arrays.scalar(upstream, "upstream")
+    if math.isnan(scale):
+        scale = math.nan  # without a payload, as the kernels expect of coefficients
     with np.errstate(over="ignore"):  # beyond the range of the dtype, infinity is the right coefficient
         return None if l1 == 0.0 else dtype.type(scale * l1), None if l2 == 0.0 else dtype.type(scale * 2.0 * l2)
 
@@ -226,14 +230,14 @@ def _derivative_of_terms(v, l1, l2):
     if isinstance(l1, types.NoneType):
         return lambda v, l1, l2: l2 * v
     if isinstance(l2, types.NoneType):
-        return lambda v, l1, l2: signed(l1, v)
+        return lambda v, l1, l2: keep_nan(signed(l1, v), v)
     return lambda v, l1, l2: signed(l1, v) + l2 * v
 
 
 @jit
 def _soft(v, scale, threshold):
     # A scale of zero skips its term, even for infinities, but no NaN may vanish with it.
-    magnitude = scale * abs(v) if scale != 0.0 else abs(signed(scale, v))
+    magnitude = scale * abs(v) if scale != 0.0 else keep_nan(signed(scale, v), v)
     return soft_threshold(magnitude - threshold, v)
 
 

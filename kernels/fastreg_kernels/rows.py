@@ -10,7 +10,19 @@ from numpy.typing import NDArray
 
 from fastreg_kernels import _arrays, _threads
 from fastreg_kernels._jit import jit, parallel_jit
-from fastreg_kernels._vector import LANES, load, load_first, soft_threshold, store, store_first, total, widen, zeros
+from fastreg_kernels._vector import (
+    LANES,
+    as_if_of,
+    in_order,
+    load,
+    load_first,
+    soft_threshold,
+    store,
+    store_first,
+    total,
+    widen,
+    zeros,
+)
 
 PARALLEL_MIN_ELEMENTS = 1 << 16
 """With fewer elements than this, waking the threads costs more than they save."""
@@ -245,11 +257,12 @@ def _sum(first, last, values, positions, out, width):
         for block in range(first, last):
             column = block * LANES
             if column + LANES <= width:
-                store(out, target + column, load(out, target + column) + load(values, source + column))
+                added = in_order(values, load(values, source + column))
+                store(out, target + column, load(out, target + column) + added)
             else:
                 count = width - column
-                added = load_first(out, target + column, count) + load_first(values, source + column, count)
-                store_first(out, target + column, added, count)
+                added = in_order(values, load_first(values, source + column, count))
+                store_first(out, target + column, load_first(out, target + column, count) + added, count)
 
 
 @parallel_jit
@@ -282,13 +295,14 @@ def _update(first, last, x, stamps, rows, product, total_threshold, step, change
         a, b, change = step.dtype.type(scale), step.dtype.type(threshold), zeros()
         for i in range(0, tail, LANES):
             old = load(x, start + i)
-            store(x, start + i, _shrunk(old, a, b) - load(step, source + i))
+            store(x, start + i, _shrunk(old, a, b) - as_if_of(x, load(step, source + i)))
             if changes is not None:  # what was stored, after its rounding
                 change = change + _change(old, load(x, start + i), scale, threshold)
         if tail < width:
             count = width - tail
             old = load_first(x, start + tail, count)
-            store_first(x, start + tail, _shrunk(old, a, b) - load_first(step, source + tail, count), count)
+            taken = as_if_of(x, load_first(step, source + tail, count))
+            store_first(x, start + tail, _shrunk(old, a, b) - taken, count)
             if changes is not None:
                 change = change + _change(old, load_first(x, start + tail, count), scale, threshold)
         if changes is not None:

@@ -174,6 +174,34 @@ def test_upstream_gradients_that_are_not_finite(upstream, dtype):
     np.testing.assert_array_equal(backward(x, 0.0, 0.0, upstream), np.zeros(3))
 
 
+HALF_TYPES = [name for name in DTYPES if name not in ("float32", "float64")]
+
+
+@pytest.mark.parametrize("dtype", HALF_TYPES)
+@pytest.mark.parametrize(("l1", "l2"), FACTORS)
+def test_every_number_of_half_types(l1, l2, dtype):
+    """All 65,536, among them every NaN: none becomes a number, and no number becomes one of them."""
+    x = np.arange(2**16, dtype=np.uint16).view(dtype)
+    gradient = backward(x, l1, l2)
+    with np.errstate(over="ignore", invalid="ignore"):  # NumPy remarks on signalling NaN
+        expected = reference.backward(x, l1, l2).astype(dtype)
+        np.testing.assert_array_equal(np.isnan(gradient), np.isnan(expected))
+        np.testing.assert_array_equal(np.isinf(gradient), np.isinf(expected))
+    finite = np.isfinite(expected)
+    np.testing.assert_allclose(
+        gradient[finite].astype(float), expected[finite].astype(float), rtol=2 * TOLERANCE[dtype], atol=SMALLEST[dtype]
+    )
+    np.testing.assert_array_equal(forward_backward(x, l1, l2)[1].view(np.uint16), gradient.view(np.uint16))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("bits", [0x7FFFFFFF, 0xFFFFFFFF, 0x7FFF8000, 0x7F800001], ids=hex)
+def test_upstream_of_any_nan(bits, dtype):
+    x, upstream = np.full(20, -2, dtype), np.array(bits, np.uint32).view(np.float32)
+    for l1, l2 in FACTORS[:3]:
+        assert np.isnan(backward(x, l1, l2, upstream)).all()
+
+
 def test_coefficients_beyond_the_range_of_the_dtype_are_infinite_without_a_warning():
     with np.errstate(all="raise"):
         gradient = backward(np.array([-2.0, 3.0], np.float32), 1e200, 1e300, 1e300)

@@ -110,6 +110,15 @@ def test_special_values(scale, threshold, expected, by_rows, dtype):
     assert not np.signbit(result[result == 0]).any()
 
 
+@pytest.mark.parametrize("dtype", [name for name in DTYPES if name not in ("float32", "float64")])
+@pytest.mark.parametrize(("scale", "threshold"), [(1.0, 0.0), (0.5, 1e-3), (0.0, 0.0), (3.0, 0.0)])
+def test_every_nan_of_half_types_stays_one(scale, threshold, dtype):
+    x = np.arange(2**16, dtype=np.uint16).view(dtype)
+    result = shrink(x, scale, threshold)
+    with np.errstate(invalid="ignore"):  # NumPy remarks on signalling NaN
+        np.testing.assert_array_equal(np.isnan(result), np.isnan(x))
+
+
 def test_a_row_of_scale_zero_does_not_touch_its_neighbours():
     x = np.full((4, 19), 3.0, np.float32)
     result = shrink(x, [1.0, 0.0, 2.0, 0.0], [1.0, 1.0, 0.0, 0.0])

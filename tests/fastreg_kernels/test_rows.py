@@ -111,6 +111,15 @@ def test_nan_infinity_and_zero():
     np.testing.assert_array_equal(x, [[np.nan, np.inf, -np.inf, 0, 0, 0]])
 
 
+@pytest.mark.parametrize("name", DTYPES)
+@pytest.mark.parametrize("bits", [0x7FFFFFFF, 0xFFFFFFFF, 0x7FFF8000, 0x7FC00000], ids=hex)
+def test_a_step_of_any_nan_makes_nan(name, bits):
+    x = np.ones((1, 20), dtype_of(name))
+    step = np.full((1, 20), bits, np.uint32).view(np.float32).astype(arithmetic(name))
+    fastreg_kernels.update_rows(x, np.array([[1.0, 0.0]]), np.array([0]), 1.0, 0.0, step, False)
+    assert np.isnan(x).all()
+
+
 @settings(max_examples=40, deadline=None)
 @given(st.integers(1, 70), st.integers(1, 4000), st.integers(1, 40), st.integers(0, 2**31))
 def test_threads_leave_the_bits_alone(width, n, count, seed):

@@ -66,18 +66,23 @@ def _signed(a, x, out):
 
 
 @numba.njit
+def _keep_nan(result, x, out):
+    vector.store(out, 0, vector.keep_nan(vector.load(result, 0), vector.load(x, 0)))
+
+
+@numba.njit
 def _soft(x, y, out):
     vector.store(out, 0, vector.soft_threshold(vector.load(x, 0), vector.load(y, 0)))
 
 
 @numba.njit
 def _widen(x, out):
-    vector.store(out, 0, vector.widen(vector.load(x, 0)))
+    vector.store(out, 0, vector.widen(vector.in_order(x, vector.load(x, 0))))
 
 
 @numba.njit
 def _total(x):
-    return vector.total(vector.zeros() + vector.widen(vector.load(x, 0)))
+    return vector.total(vector.zeros() + vector.widen(vector.in_order(x, vector.load(x, 0))))
 
 
 @numba.njit
@@ -88,7 +93,7 @@ def _zeros(out):
 @numba.njit
 def _copy_all(x, out):
     for i in range(0, x.size, LANES):
-        vector.store(out, i, vector.load(x, i))
+        vector.store(out, i, vector.as_if_of(out, vector.in_order(x, vector.load(x, i))))
 
 
 def run(function, out, *arguments):
@@ -168,10 +173,23 @@ def test_abs(dtype):
 def test_signed(dtype, a):
     x, a = np.array(SPECIAL, dtype), np.dtype(dtype).type(a)
     result = run(_signed, np.empty_like(x), a, x)
-    expected = a * np.sign(x)
-    np.testing.assert_array_equal(result, expected)
-    rest = ~np.isnan(x)
-    np.testing.assert_array_equal(np.signbit(result[rest]), np.signbit(expected[rest]))
+    expected = a * np.sign(np.nan_to_num(x))
+    np.testing.assert_array_equal(bits(result), bits(expected))
+
+
+@arithmetic_dtypes
+@pytest.mark.parametrize("a", [np.inf, -np.inf, np.nan])
+def test_signed_by_what_is_not_finite(dtype, a):
+    x = np.array([0.0, -0.0, 1.0, -1.0] * (LANES // 4), dtype)
+    with np.errstate(invalid="ignore"):
+        expected = np.dtype(dtype).type(a) * np.sign(x)
+    np.testing.assert_array_equal(run(_signed, np.empty_like(x), np.dtype(dtype).type(a), x), expected)
+
+
+@arithmetic_dtypes
+def test_keep_nan(dtype):
+    x, result = np.array(SPECIAL, dtype), np.arange(LANES).astype(dtype)
+    np.testing.assert_array_equal(run(_keep_nan, np.empty_like(x), result, x), np.where(np.isnan(x), x, result))
 
 
 @arithmetic_dtypes
