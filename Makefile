@@ -9,9 +9,10 @@ export TF_CPP_MIN_LOG_LEVEL ?= 3
 demo: $(VENV)/.installed
 	$(BIN)/fastreg compare
 
+# Hypothesis draws the same examples every time; `pytest -m hypothesis` searches for new ones.
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal
-	NUMBA_ENABLE_CUDASIM=1 $(BIN)/python -m pytest --numprocesses 2 tests/cuda
+	$(BIN)/python -m pytest --hypothesis-profile ci --numprocesses 2 --dist worksteal
+	NUMBA_ENABLE_CUDASIM=1 $(BIN)/python -m pytest --hypothesis-profile ci --numprocesses 2 tests/cuda
 
 bench: $(VENV)/.installed
 	$(BIN)/fastreg bench --plot

@@ -217,7 +217,7 @@ def call(
         outputs = tf.py_function(function, inputs, list(dtypes))
     # Gradients are registered by the callers. Without the stop, TensorFlow would build its own of the callback as well,
     # wherever it differentiates intermediate results, and would keep the callback's tensors for that.
-    outputs = [tf.stop_gradient(output) for output in outputs]
+    outputs = tuple(tf.stop_gradient(output) for output in outputs)
     for output, shape in zip(outputs, shapes, strict=True):
         output.set_shape(shape)
     return outputs

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import fastreg_kernels
@@ -47,54 +47,62 @@ def l1_l2_penalty(x: Any, l1: float = 0.0, l2: float = 0.0) -> tf.Tensor:
     if l1 == 0.0 and l2 == 0.0:
         return tf.zeros((), x.dtype)
     bridge = _bridge.choose(x).bridge
-    if bridge == "tensorflow":
-        return _plain_value(x, l1, l2)
-    if isinstance(variable, (keras.Variable, tf.Variable)):
+    if bridge != "tensorflow" and isinstance(variable, (keras.Variable, tf.Variable)):
         _buffers.pool.clear_after(variable)
-    if bridge == "py_function":
-        return _kernel_penalty(x, l1, l2)
-    return tf.cond(
-        tf.size(x, out_type=tf.int64) >= _bridge.crossover(eager=False, gpu=_device.is_likely(x)),
-        lambda: _kernel_penalty(x, l1, l2),
-        lambda: _plain_value(x, l1, l2),
-    )
-
-
-def _kernel_penalty(x: tf.Tensor, l1: float, l2: float) -> tf.Tensor:
-    """The penalty by the compiled kernels, registered with its gradient."""
     kernels = _eager_kernels(l1, l2, x.shape, x.dtype) if tf.executing_eagerly() else _PenaltyKernels(l1, l2)
     # Where no tape records, no gradient will be asked for; elsewhere one may be, and one read of x can give both.
     may_differentiate = _bridge.tape_is_active()
 
     @tf.custom_gradient
     def penalty(x: tf.Tensor) -> Any:
-        if may_differentiate:
-            outputs = _bridge.call(kernels.value_and_gradient, [x], [(), x.shape, ()], [x.dtype, x.dtype, tf.float64])
-        else:
-            outputs = _bridge.call(kernels.value, [x], [()], [x.dtype])
-        value, *ahead = outputs
-        return value, lambda upstream: _kernel_gradient(kernels, x, upstream, ahead)
+        def by_kernels() -> Any:
+            if may_differentiate:
+                shapes, dtypes = [(), x.shape, ()], [x.dtype, x.dtype, tf.float64]
+                return _bridge.call(kernels.value_and_gradient, [x], shapes, dtypes)
+            return _bridge.call(kernels.value, [x], [()], [x.dtype])
+
+        def by_ops() -> Any:
+            value = _plain_value(x, l1, l2)
+            return (value, x, _nothing()) if may_differentiate else (value,)
+
+        value, *ahead = _on(bridge, x, by_kernels, by_ops)
+        return value, lambda upstream: _gradient(bridge, kernels, x, upstream, ahead)
 
     return penalty(_bridge.local(x))
 
 
-def _kernel_gradient(kernels: _PenaltyKernels, x: tf.Tensor, upstream: tf.Tensor, ahead: Sequence[tf.Tensor]) -> Any:
+def _gradient(
+    bridge: str, kernels: _PenaltyKernels, x: tf.Tensor, upstream: tf.Tensor, ahead: Sequence[tf.Tensor]
+) -> Any:
     """The gradient of the penalty, itself differentiable; a callback alone would give zero for its derivatives."""
+    l1, l2 = kernels.l1, kernels.l2
 
     @tf.custom_gradient
     def gradient(x: tf.Tensor, upstream: tf.Tensor) -> Any:
-        if not tf.executing_eagerly() and _bridge.in_xla():
-            result = _plain_gradient(x, upstream, kernels.l1, kernels.l2)
-        else:
-            (result,) = _bridge.call(kernels.gradient, [x, upstream, *ahead], [x.shape], [x.dtype])
+        def by_kernels() -> Any:
+            return _bridge.call(kernels.gradient, [x, upstream, *ahead], [x.shape], [x.dtype])
+
+        def by_ops() -> Any:
+            return (_plain_gradient(x, upstream, l1, l2),)
+
+        compiled = not tf.executing_eagerly() and _bridge.in_xla()  # by XLA, though the forward was not
+        (result,) = _on("tensorflow" if compiled else bridge, x, by_kernels, by_ops)
 
         def second_order(v: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-            direction = _plain_gradient(x, tf.ones((), x.dtype), kernels.l1, kernels.l2)
-            return upstream * tf.constant(2.0 * kernels.l2, x.dtype) * v, tf.reduce_sum(v * direction)
+            direction = _plain_gradient(x, tf.ones((), x.dtype), l1, l2)
+            return upstream * tf.constant(2.0 * l2, x.dtype) * v, tf.reduce_sum(v * direction)
 
         return result, second_order
 
     return gradient(_bridge.local(x), _bridge.local(upstream))
+
+
+def _on(bridge: str, x: tf.Tensor, by_kernels: Callable[[], Any], by_ops: Callable[[], Any]) -> Any:
+    """What the kernels or TensorFlow's ops return: which, is known now or depends on the size at run time."""
+    if bridge == "dynamic":
+        least = _bridge.crossover(eager=False, gpu=_device.is_likely(x))
+        return tf.cond(tf.size(x, out_type=tf.int64) >= least, by_kernels, by_ops)
+    return by_kernels() if bridge == "py_function" else by_ops()
 
 
 class _PenaltyKernels:
@@ -173,11 +181,13 @@ def _eager_kernels(l1: float, l2: float, shape: tf.TensorShape, dtype: tf.DType)
 
 
 def _plain_value(x: tf.Tensor, l1: float, l2: float) -> tf.Tensor:
-    """The penalty in TensorFlow's ops, as Keras writes it."""
+    """The penalty in TensorFlow's ops."""
     terms = []
     if l1 != 0.0:
         terms.append(tf.constant(l1, x.dtype) * tf.reduce_sum(tf.abs(x)))
-    if l2 != 0.0:
+    if l2 != 0.0 and x.dtype in (tf.float32, tf.float64):  # sum(x²) / 2, and no array of squares
+        terms.append(tf.constant(2.0 * l2, x.dtype) * tf.nn.l2_loss(x))
+    elif l2 != 0.0:
         terms.append(tf.constant(l2, x.dtype) * tf.reduce_sum(tf.square(x)))
     return functools.reduce(tf.add, terms)
 

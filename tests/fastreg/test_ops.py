@@ -227,3 +227,14 @@ def test_sums_of_penalties_and_scaled_penalties(bridge, gradient):
             ours, theirs = function(total(fastreg), x), gradient(total(keras.regularizers), x)
             np.testing.assert_allclose(ours[0], theirs[0], rtol=1e-6)
             np.testing.assert_allclose(ours[1], theirs[1], rtol=1e-5)
+
+
+@pytest.mark.parametrize("size", [100, None])
+def test_plain_ops_go_over_x_no_more_than_they_must(gradient, size):
+    """Differentiated by TensorFlow, the sums would spread the upstream gradient out and the squares be written."""
+    step = tf.function(lambda x: gradient(fastreg.L1L2(L1, L2), x))
+    graph = step.get_concrete_function(tf.TensorSpec([size], tf.float32)).graph.as_graph_def()
+    nodes = [*graph.node, *(node for function in graph.library.function for node in function.node_def)]
+    used = {node.op for node in nodes}
+    assert used.isdisjoint({"Tile", "BroadcastTo", "Fill", "Square"})
+    assert {"L2Loss", "Sign"} <= used
