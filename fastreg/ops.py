@@ -9,7 +9,6 @@ from typing import Any
 
 import fastreg_kernels
 import keras
-import numpy as np
 import tensorflow as tf
 
 from fastreg import _bridge, _buffers, _device, _validation
@@ -162,11 +161,10 @@ class _PenaltyKernels:
     def _weighted(self, sums: Any, dtype: tf.DType) -> tf.Tensor:
         value = 0.0
         if self.l1 != 0.0:
-            value += self.l1 * sums[0]
+            value += self.l1 * float(sums[0])
         if self.l2 != 0.0:
-            value += self.l2 * sums[1]
-        with np.errstate(over="ignore"):  # beyond the range of the dtype the penalty is inf, as in TensorFlow
-            return tf.constant(np.asarray(value).astype(dtype.as_numpy_dtype))
+            value += self.l2 * float(sums[1])
+        return tf.constant(value, dtype)  # beyond the range of the dtype the penalty is inf, as in TensorFlow
 
 
 def _nothing() -> tf.Tensor:
