@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
@@ -22,10 +23,20 @@ DTYPES = ("float32", "float64", "bfloat16", *(("float16",) if _has_float16() els
 """Names of the dtypes that have kernels. NumPy knows bfloat16 once `ml_dtypes` is imported."""
 
 
+# Asked at every call, and NumPy spells out the name of a dtype each time.
+@functools.cache
+def _has_kernels(dtype: np.dtype[Any]) -> bool:
+    return dtype.name in DTYPES and dtype.isnative
+
+
+@functools.cache
+def _storage(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    return _BITS.get(dtype.name, dtype)
+
+
 def stored(flat: NDArray[Any]) -> NDArray[Any]:
-    """An array as the kernels take it: half types as the integers that `_vector` knows them by."""
-    bits = _BITS.get(flat.dtype.name)
-    return flat if bits is None else flat.view(bits)
+    """A view of an array as the kernels take it: half types as the integers that `_vector` knows them by."""
+    return flat.view(_storage(flat.dtype))
 
 
 def arithmetic_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
@@ -38,9 +49,14 @@ def flat_input(x: Any) -> NDArray[Any]:
 
     Always read-only, so that each kernel is compiled for one kind of input and not for two.
     """
-    flat = stored(_contiguous(x, "x").reshape(-1, order="A")).view()
+    flat = stored(_contiguous(x, "x").reshape(-1, order="A"))
     flat.flags.writeable = False
     return flat
+
+
+def address(x: NDArray[Any]) -> int:
+    """Where the memory of an array begins."""
+    return int(x.__array_interface__["data"][0])
 
 
 def output(x: NDArray[Any], out: Any) -> NDArray[Any]:
@@ -55,10 +71,10 @@ def output(x: NDArray[Any], out: Any) -> NDArray[Any]:
         )
     if not array.flags.writeable:
         raise ValueError("Invalid value for argument out: expected a writable array. Received: a read-only one")
-    if not any(array.flags[order] and x.flags[order] for order in ("C_CONTIGUOUS", "F_CONTIGUOUS")):
+    if not ((array.flags.c_contiguous and x.flags.c_contiguous) or (array.flags.f_contiguous and x.flags.f_contiguous)):
         raise ValueError("Invalid value for argument out: expected the memory layout (C or F order) of x.")
-    same = array.__array_interface__["data"][0] == x.__array_interface__["data"][0]
-    if not same and np.may_share_memory(array, x):
+    apart = address(array) - address(x)
+    if apart != 0 and abs(apart) < x.nbytes:
         raise ValueError("Invalid value for argument out: expected x itself or memory apart from it. Received: overlap")
     return array
 
@@ -73,6 +89,8 @@ def factor(value: Any, name: str) -> float:
 
 def scalar(value: Any, name: str) -> float:
     """A real scalar or 0-d array as a Python float."""
+    if type(value) is float:
+        return value
     array = np.asarray(value)
     if array.ndim != 0 or array.dtype.kind not in "biuf":
         raise TypeError(f"Invalid type for argument {name}: expected a real scalar. Received: {name}={value!r}")
@@ -97,7 +115,7 @@ def row_factors(value: Any, name: str, rows: int) -> NDArray[np.float64]:
 def _contiguous(x: Any, name: str) -> NDArray[Any]:
     if not isinstance(x, np.ndarray):
         raise TypeError(f"Invalid type for argument {name}: expected a NumPy array. Received: {type(x).__name__}")
-    if x.dtype.name not in DTYPES or not x.dtype.isnative:
+    if not _has_kernels(x.dtype):
         raise TypeError(f"Invalid dtype for argument {name}: expected {' or '.join(DTYPES)}. Received: {x.dtype}")
     if not (x.flags.c_contiguous or x.flags.f_contiguous):
         raise ValueError(

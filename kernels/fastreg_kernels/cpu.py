@@ -208,8 +208,8 @@ def _written(result: NDArray[Any], x: NDArray[Any]) -> tuple[NDArray[Any], bool 
     None rather than False, for Numba compiles a version of a kernel for each type.
     """
     flat = _arrays.stored(result.reshape(-1, order="A"))
-    address = flat.__array_interface__["data"][0]
-    in_place = address == x.__array_interface__["data"][0]  # then each line is in the cache already
+    address = _arrays.address(flat)
+    in_place = address == _arrays.address(x)  # then each line is in the cache already
     streamed = flat.nbytes >= STREAM_MIN_BYTES and not in_place and address % STREAM_ALIGNMENT == 0
     return flat, True if streamed else None
 

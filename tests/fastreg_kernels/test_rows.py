@@ -92,6 +92,7 @@ def test_lookup_rows(name, width, index, looked_up):
     np.testing.assert_array_equal(out, in_place[ids])
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 2**31 - 2), max_size=300), st.sampled_from(["int32", "int64"]))
 def test_ids_that_collide(ids, index):
     """Whatever the ids, as a hash table may put them in one place."""
