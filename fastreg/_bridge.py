@@ -109,6 +109,10 @@ def choose(x: tf.Tensor) -> Choice:
     """Which bridge serves a penalty of `x` here and now."""
     least = crossover(tf.executing_eagerly(), _device.is_likely(x))
     choice = _choose(_obstacle(x), x.shape.num_elements(), least)
+    if choice.bridge == "dynamic" and not tape_is_active():
+        # Keras asks for the penalty of a layer's outputs in inference too, and drops it. TensorFlow then leaves its own
+        # ops out, but not a callback, which converters to other formats refuse.
+        choice = Choice("tensorflow", "of unknown size, and no gradient tape is recording")
     if choice.bridge == "tensorflow" and _settings.bridge == "py_function":
         _warn_once(choice.reason)
     statistics.count_choice(choice)

@@ -18,6 +18,10 @@ from numpy.typing import NDArray
 ALIGNMENT = 64
 """Bytes; what TensorFlow requires of memory it is given, and what non-temporal stores require."""
 
+SMALLEST = 1 << 16
+"""Bytes from which memory is kept. Smaller pieces the C library keeps itself, and models have so many of them that
+looking for a free one would take longer than it saves."""
+
 MAX_SLACK = 1.25
 """A buffer serves requests down to its size divided by this, so that a ragged last batch finds one."""
 
@@ -46,16 +50,17 @@ class BufferPool:
     def take(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
         """An uninitialised, C-contiguous array of this shape and dtype that starts at a multiple of `ALIGNMENT`."""
         size = math.prod(shape) * dtype.itemsize
+        if size < SMALLEST:
+            return _aligned(_new_block(size), size, shape, dtype)
         with self._lock:
             self._requests += 1
             block = self._find(size + ALIGNMENT)
             if block is None:
-                block = np.empty(size + ALIGNMENT, np.uint8)  # NumPy asks for huge pages
+                block = _new_block(size)
                 self._blocks.append(block)
                 self._last_used.append(self._requests)
-            start = -block.ctypes.data % ALIGNMENT
             # The view is made under the lock: from here on the block counts as held.
-            result = block[start : start + size].view(dtype).reshape(shape)
+            result = _aligned(block, size, shape, dtype)
             if self._clear_due:
                 self._forget_all()
             return result
@@ -116,6 +121,16 @@ class BufferPool:
 
     def _is_free(self, index: int) -> bool:
         return sys.getrefcount(self._blocks[index]) <= _UNSHARED
+
+
+def _new_block(size: int) -> _Block:
+    return np.empty(size + ALIGNMENT, np.uint8)  # NumPy asks for huge pages
+
+
+def _aligned(block: _Block, size: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
+    """The first `size` aligned bytes of a block as an array."""
+    start = -block.ctypes.data % ALIGNMENT
+    return block[start : start + size].view(dtype).reshape(shape)
 
 
 def _unshared_count() -> int:

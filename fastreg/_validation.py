@@ -44,8 +44,5 @@ def floating_tensor(x: Any) -> tf.Tensor:
         x = x.flat_values
     tensor = tf.convert_to_tensor(x)
     if not tensor.dtype.is_floating:
-        raise TypeError(
-            f"Invalid dtype for argument x: expected a floating dtype (a penalty on {tensor.dtype.name} would be "
-            f"truncated). Received: {tensor.dtype.name}"
-        )
+        raise TypeError(f"Invalid dtype for argument x: expected a floating dtype. Received: {tensor.dtype.name}")
     return tensor

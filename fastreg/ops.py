@@ -26,7 +26,7 @@ def l1_l2_penalty(x: Any, l1: float = 0.0, l2: float = 0.0) -> tf.Tensor:
     x : tensor, variable or array
         Any shape, of a floating dtype.
     l1, l2 : float
-        Non-negative factors. If both are zero nothing is computed.
+        Non-negative factors. If both are zero nothing is computed: the penalty is a constant, whose gradient is None.
 
     Returns
     -------

@@ -10,7 +10,6 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping
-from pathlib import Path
 from time import perf_counter
 from typing import Any
 
@@ -40,6 +39,7 @@ def run(task: str, arguments: Mapping[str, Any], environment: Mapping[str, str] 
 
 def memory(provider: str, mode: str, what: str, size: int, dtype: str) -> int | None:
     """Bytes by which peak memory grows in some calls of a provider, beyond x; None where the system does not tell."""
+    from fastreg.compare import memory as process
     from fastreg_benchmarks import timing
     from fastreg_benchmarks.cases import Case, Inputs
     from fastreg_benchmarks.providers import PROVIDERS
@@ -47,13 +47,9 @@ def memory(provider: str, mode: str, what: str, size: int, dtype: str) -> int | 
     small, inputs = Inputs(Case(1, dtype, what)), Inputs(Case(size, dtype, what))
     timing.warm_up(PROVIDERS[provider].run(small, mode))  # libraries and threads are not what is measured
     run = PROVIDERS[provider].run(inputs, mode)
-    try:
-        Path("/proc/self/clear_refs").write_text("5")  # peak memory starts from here
-        before = _status("VmRSS")
-        timing.warm_up(run)
-        return _status("VmHWM") - before
-    except OSError:
-        return None
+    before = process.reset_peak()
+    timing.warm_up(run)
+    return None if before is None else process.peak() - before
 
 
 def fit(provider: str, rows: int, dim: int, allowed: int) -> int | None:
@@ -68,6 +64,7 @@ def fit(provider: str, rows: int, dim: int, allowed: int) -> int | None:
     import tensorflow as tf
 
     import fastreg
+    from fastreg.compare import memory as process
 
     def train(rows: int) -> None:
         regularizer = {"keras": k.regularizers, "fastreg": fastreg}[provider].L1L2(1e-6, 1e-6)
@@ -80,15 +77,14 @@ def fit(provider: str, rows: int, dim: int, allowed: int) -> int | None:
     fastreg.set_bridge("py_function")
     train(8)  # libraries and threads are not what is measured
     fastreg.set_bridge("auto")
-    mapped = _status("VmSize")
-    resource.setrlimit(resource.RLIMIT_AS, (mapped + allowed, mapped + allowed))
-    Path("/proc/self/clear_refs").write_text("5")  # peak memory starts from here
-    before = _status("VmRSS")
+    limit = process.status("VmSize") + allowed
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    before = process.reset_peak()
     try:
         train(rows)
     except (MemoryError, tf.errors.ResourceExhaustedError):
         return None
-    return _status("VmHWM") - before
+    return None if before is None else process.peak() - before
 
 
 def keras(size: int, dtype: str, seconds: float) -> dict[str, float]:
@@ -140,14 +136,6 @@ def bits(size: int, threads: int) -> int:
         sums, gradient = fastreg_kernels.forward_backward(x, L1, L2)
         results.add((fastreg_kernels.forward(x).tobytes(), sums.tobytes(), gradient.tobytes()))
     return len(results)
-
-
-def _status(name: str) -> int:
-    """A figure of this process's memory, in bytes."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(f"{name}:"):
-            return int(line.split()[1]) * 1024
-    raise OSError(f"no {name} in /proc/self/status")
 
 
 TASKS = {task.__name__: task for task in (memory, fit, keras, start_up, bits)}

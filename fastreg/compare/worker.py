@@ -49,11 +49,10 @@ class Trainer:
         digest = hashlib.blake2b(digest_size=16)
         for variable in self._model.weights:
             digest.update(np.ascontiguousarray(variable.numpy()).data)
-        memory.reset_peak()
         return {
             "digest": digest.hexdigest(),
             "parameters": int(self._model.count_params()),
-            "memory_before": memory.resident(),
+            "memory_before": memory.reset_peak(),
         }
 
     def train(self, steps: int) -> dict[str, Any]:

@@ -113,7 +113,7 @@ def row_factors(value: Any, name: str, rows: int) -> NDArray[np.float64]:
 
 
 def _contiguous(x: Any, name: str) -> NDArray[Any]:
-    if not isinstance(x, np.ndarray):
+    if not isinstance(x, np.ndarray) or isinstance(x, np.ma.MaskedArray):  # what is masked would count
         raise TypeError(f"Invalid type for argument {name}: expected a NumPy array. Received: {type(x).__name__}")
     if not _has_kernels(x.dtype):
         raise TypeError(f"Invalid dtype for argument {name}: expected {' or '.join(DTYPES)}. Received: {x.dtype}")

@@ -187,12 +187,13 @@ def test_concurrent_steps_of_one_function(bridge, steps, in_threads):
         in_threads(work)
 
 
-def test_zero_factors_compute_nothing(bridge):
+def test_zero_factors_compute_nothing(bridge, gradient):
     for function in (fastreg.l1_l2_penalty, tf.function(fastreg.l1_l2_penalty)):
         value = function(tf.constant([np.nan, np.inf]))
         assert value.dtype == tf.float32
         assert float(value) == 0.0
     assert float(fastreg.L1L2()(normal((3,), "float64"))) == 0.0
+    assert gradient(fastreg.L2(0.0), normal((3,)))[1] is None
     assert bridge.kernel_calls() == 0
     fastreg.L1()(normal((3,)))
 

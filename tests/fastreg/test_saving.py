@@ -102,6 +102,20 @@ def test_checkpoints(bridge, tmp_path):
     assert_equal_models(other, model)
 
 
+def test_a_traced_model_without_a_tape_has_no_callbacks():
+    """So that it can be converted for other runtimes, as one with Keras's regularizers can."""
+    fastreg.set_bridge("auto")
+    traced = tf.function(make()).get_concrete_function(tf.TensorSpec([None, 6]))
+    assert not [op.name for op in _operations(traced.graph) if op.op == "EagerPyFunc"]
+    assert tf.lite.TFLiteConverter.from_concrete_functions([traced]).convert()
+
+
+def _operations(graph):
+    """The operations of a graph and of the functions that it calls."""
+    definition = graph.as_graph_def()
+    return [*definition.node, *(node for function in definition.library.function for node in function.node_def)]
+
+
 ELSEWHERE = """
     import json, sys, warnings
     warnings.simplefilter("ignore")

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 from fastreg_benchmarks import check, measure
-from fastreg_benchmarks.cases import DTYPES, PASSES, VALUE, Case, Inputs
+from fastreg_benchmarks.cases import DTYPES, PASSES, VALUE, VALUE_AND_GRADIENT, Case, Inputs
 from fastreg_benchmarks.providers import DEFAULT_MODES, DIRECT, DYNAMIC, EAGER, FUNCTION, JIT, MODES, PROVIDERS, plan
 
 import fastreg
@@ -29,7 +29,7 @@ def test_every_provider_is_right_in_every_mode(dtype, what):
     ],
 )
 def test_what_served_is_reported(name, mode, expected):
-    inputs = Inputs(Case(100, "float32", VALUE))
+    inputs = Inputs(Case(100, "float32", VALUE_AND_GRADIENT))
     previous = fastreg.get_bridge()
     fastreg.set_crossover(1000)
     try:

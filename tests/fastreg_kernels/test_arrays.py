@@ -11,7 +11,16 @@ ON_X = {
     "shrink": lambda x: shrink(x, 0.1, 0.2),
 }
 
-NOT_ARRAYS = [[1.0, 2.0], (1.0,), 1.0, np.float32(1.0), "abc", None, memoryview(bytearray(4))]
+NOT_ARRAYS = [
+    [1.0, 2.0],
+    (1.0,),
+    1.0,
+    np.float32(1.0),
+    "abc",
+    None,
+    memoryview(bytearray(4)),
+    np.ma.ones(3, np.float32),
+]
 OTHER_DTYPES = ["int32", "int16", "uint16", "bool", "complex64", "complex128", "longdouble", "O", "U3", "float8_e4m3fn"]
 
 
