@@ -17,7 +17,7 @@ from numba import cuda
 from fastreg_kernels import _cuda_kernels, _cuda_shrink, _cuda_variants
 from fastreg_kernels._cuda_accumulators import accumulator_name
 from fastreg_kernels._cuda_arrays import View, numba_array
-from fastreg_kernels._cuda_jit import BOTH_REGISTERS, LEAST_BLOCKS, REGISTERS, ROWS_REGISTERS, SIMULATED, THREADS
+from fastreg_kernels._cuda_jit import LEAST_BLOCKS, REGISTERS, ROWS_REGISTERS, SIMULATED, SUM_REGISTERS, THREADS
 from fastreg_kernels._cuda_lanes import ITEMSIZES, PACK_BYTES, lanes
 
 _REGISTERS_PER_MULTIPROCESSOR = 65_536
@@ -150,8 +150,9 @@ def sums(x: View, result: Sums, ordinal: int, stream: Any) -> None:
     dtype, (head, packs) = x.dtype, split(x)
     blocks = 0
     if x.size:
-        blocks = _blocks(x, packs, ordinal, REGISTERS)
-        kernel = _cuda_kernels.sums(dtype, _accumulator(dtype, ordinal))
+        accumulator = _accumulator(dtype, ordinal)
+        blocks = _blocks(x, packs, ordinal, SUM_REGISTERS[accumulator])
+        kernel = _cuda_kernels.sums(dtype, accumulator)
         _launch("forward", kernel, blocks, stream, x.flat(), head, packs, result.partials(blocks))
     _fold(result, blocks, stream)
 
@@ -171,9 +172,9 @@ def both(x: View, result: Sums, out: View, l1: float, l2: float, upstream: Any, 
         sums(x, result, ordinal, stream)
         gradient(x, out, l1, l2, upstream, ordinal, stream)
         return
-    head, packs = split(x, out)
-    kernel = _cuda_kernels.both(x.dtype, _accumulator(x.dtype, ordinal), l1 != 0.0, l2 != 0.0)
-    blocks = _blocks(x, packs, ordinal, BOTH_REGISTERS)
+    (head, packs), accumulator = split(x, out), _accumulator(x.dtype, ordinal)
+    kernel = _cuda_kernels.both(x.dtype, accumulator, l1 != 0.0, l2 != 0.0)
+    blocks = _blocks(x, packs, ordinal, SUM_REGISTERS[accumulator])
     arguments = (x.flat(), head, packs, result.partials(blocks), out.flat(), l1, l2, upstream)
     _launch("forward_backward", kernel, blocks, stream, *arguments)
     _fold(result, blocks, stream)
@@ -184,13 +185,13 @@ def shrink(x: View, out: View, scale: Any, threshold: Any, columns: int | None, 
     if x.size == 0:
         return
     head, packs = split(x, out)
-    arguments = (x.flat(), head, packs, out.flat(), scale, threshold)
-    if columns is None:
-        blocks = _blocks(x, packs, ordinal, REGISTERS)
-        _launch("shrink", _cuda_shrink.shrink(x.dtype), blocks, stream, *arguments)
-    else:
-        blocks = _blocks(x, packs, ordinal, ROWS_REGISTERS)
-        _launch("shrink", _cuda_shrink.shrink_rows(x.dtype), blocks, stream, *arguments, columns)
+    kernel, registers, rows = _cuda_shrink.shrink(x.dtype), REGISTERS, ()
+    if columns is not None:
+        kernel, registers, rows = _cuda_shrink.shrink_rows(x.dtype), ROWS_REGISTERS, (columns,)
+        if columns < lanes(x.dtype):
+            head, packs = 0, 0
+    blocks = _blocks(x, packs, ordinal, registers)
+    _launch("shrink", kernel, blocks, stream, x.flat(), head, packs, out.flat(), scale, threshold, *rows)
 
 
 def _accumulator(dtype: str, ordinal: int) -> str:
