@@ -5,9 +5,7 @@ Nothing here allocates and nothing waits for the GPU.
 
 from __future__ import annotations
 
-import contextlib
 import functools
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,15 +15,14 @@ from numba import cuda
 from fastreg_kernels import _cuda_kernels, _cuda_shrink, _cuda_variants
 from fastreg_kernels._cuda_accumulators import accumulator_name
 from fastreg_kernels._cuda_arrays import View, numba_array
+from fastreg_kernels._cuda_devices import DeviceError as DeviceError
+from fastreg_kernels._cuda_devices import on as on
+from fastreg_kernels._cuda_devices import ordinal_of as ordinal_of
 from fastreg_kernels._cuda_jit import LEAST_BLOCKS, REGISTERS, ROWS_REGISTERS, SIMULATED, SUM_REGISTERS, THREADS
 from fastreg_kernels._cuda_lanes import ITEMSIZES, PACK_BYTES, lanes
 
 _REGISTERS_PER_MULTIPROCESSOR = 65_536
 """Of every GPU since compute capability 5.0."""
-
-
-class DeviceError(RuntimeError):
-    """The driver refused or failed; the message names the call."""
 
 
 @dataclass(frozen=True)
@@ -46,29 +43,6 @@ def properties(ordinal: int) -> Properties:
     return Properties(
         tuple(device.compute_capability), device.MULTIPROCESSOR_COUNT, device.MAX_THREADS_PER_MULTIPROCESSOR
     )
-
-
-def ordinal_of(address: int) -> int:
-    """The number of the GPU whose memory an address is in; 0 for no address, that of an empty array."""
-    if SIMULATED or address == 0:
-        return 0
-    from cuda.bindings import driver
-
-    attribute = driver.CUpointer_attribute.CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL
-    error, ordinal = driver.cuPointerGetAttribute(attribute, address)
-    if error != driver.CUresult.CUDA_SUCCESS:
-        raise DeviceError(f"cuPointerGetAttribute failed for address {address:#x}: {error.name}")
-    return int(ordinal)
-
-
-@contextlib.contextmanager
-def on(ordinal: int) -> Iterator[None]:
-    """Make a GPU current for the calling thread."""
-    if SIMULATED:
-        yield
-    else:
-        with cuda.gpus[ordinal]:
-            yield
 
 
 def stream_of(stream: Any) -> Any:
@@ -106,7 +80,7 @@ def prepare(dtype: str, has_l1: bool, has_l2: bool, ordinal: int) -> None:
     """Compile and load what a training step with these terms launches, on the current GPU, which `ordinal` names."""
     if not SIMULATED:
         for variant in _cuda_variants.for_training(dtype, _accumulator(dtype, ordinal), has_l1, has_l2):
-            variant.kernel.compile(variant.signature)
+            variant.kernel.compile(variant.signature).bind()  # what another GPU compiled is not loaded here yet
 
 
 def _blocks(x: View, packs: int, ordinal: int, registers: int) -> int:
@@ -185,13 +159,16 @@ def shrink(x: View, out: View, scale: Any, threshold: Any, columns: int | None, 
     if x.size == 0:
         return
     head, packs = split(x, out)
-    kernel, registers, rows = _cuda_shrink.shrink(x.dtype), REGISTERS, ()
-    if columns is not None:
-        kernel, registers, rows = _cuda_shrink.shrink_rows(x.dtype), ROWS_REGISTERS, (columns,)
-        if columns < lanes(x.dtype):
+    arguments: tuple[Any, ...] = (out.flat(), scale, threshold)
+    if columns is None:
+        kernel, registers = _cuda_shrink.shrink(x.dtype), REGISTERS
+    else:
+        kernel, registers = _cuda_shrink.shrink_rows(x.dtype), ROWS_REGISTERS
+        arguments += (columns,)
+        if columns < lanes(x.dtype):  # a pack would straddle more than two rows
             head, packs = 0, 0
     blocks = _blocks(x, packs, ordinal, registers)
-    _launch("shrink", kernel, blocks, stream, x.flat(), head, packs, out.flat(), scale, threshold, *rows)
+    _launch("shrink", kernel, blocks, stream, x.flat(), head, packs, *arguments)
 
 
 def _accumulator(dtype: str, ordinal: int) -> str:
