@@ -21,6 +21,9 @@ from fastreg_kernels._cuda_devices import ordinal_of as ordinal_of
 from fastreg_kernels._cuda_jit import LEAST_BLOCKS, REGISTERS, ROWS_REGISTERS, SIMULATED, SUM_REGISTERS, THREADS
 from fastreg_kernels._cuda_lanes import ITEMSIZES, PACK_BYTES, lanes
 
+if not SIMULATED:
+    from numba.cuda.cudadrv.driver import Stream
+
 _REGISTERS_PER_MULTIPROCESSOR = 65_536
 """Of every GPU since compute capability 5.0."""
 
@@ -49,11 +52,11 @@ def stream_of(stream: Any) -> Any:
     """A stream as Numba takes it: from None (the default stream), a handle, `__cuda_stream__`, or Numba's own."""
     if stream is None or SIMULATED:
         return 0
+    if isinstance(stream, Stream):  # results keep it; its handle alone would not
+        return stream
     if hasattr(stream, "__cuda_stream__"):
         stream = stream.__cuda_stream__()[1]
-    if isinstance(stream, (int, np.integer)):
-        return cuda.external_stream(int(stream)) if stream else 0
-    return stream
+    return cuda.external_stream(int(stream)) if stream else 0
 
 
 def most_blocks(ordinal: int, registers: int = REGISTERS) -> int:

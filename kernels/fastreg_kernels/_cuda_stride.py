@@ -24,7 +24,7 @@ def grid_stride(dtype: str, on_pack: Any, on_element: Any, at_once: int) -> Any:
         `on_pack(state, pack, out, i, a, b)` and `on_element(state, v, out, i, a, b)` give the next state, i being the
         index of the first element of the pack, or of the element.
     at_once : {1, 2}
-        Packs that a thread loads before it uses the first. Two is what 32 registers have room for without sums.
+        Packs that a thread loads before it uses the first. Two fit into 32 registers, unless it sums and writes.
     """
     width = lanes(dtype)
 

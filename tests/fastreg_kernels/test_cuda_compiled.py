@@ -4,13 +4,15 @@ import functools
 import re
 
 import pytest
-from fastreg_kernels import _cuda_audit, _cuda_variants
+from fastreg_kernels import _cuda_audit, _cuda_launch, _cuda_variants
 from fastreg_kernels._cuda_accumulators import FAST_FLOAT64, accumulator_name
 
 CAPABILITIES = [(8, 0), (9, 0), (8, 9)]
 NAMES = ["forward", "backward", "forward_backward", "shrink", "shrink rows"]
 DTYPES = ["float32", "float64", "float16", "bfloat16"]
 OCCUPANCY = {"shrink rows": 0.75}  # the others: 1.0
+IN_FLIGHT = 3.35e12 * 700e-9 / 132
+"""Bytes that a multiprocessor of an H100 has to ask for ahead: bandwidth times latency over 132 multiprocessors."""
 
 
 @functools.cache
@@ -39,6 +41,7 @@ def test_machine_code(name, dtype, capability):
     assert "STL" not in audit.listing
     assert "LDL" not in audit.listing
     assert audit.occupancy >= OCCUPANCY.get(name, 1.0)
+    assert audit.in_flight > IN_FLIGHT
     assert audit.shared == (2 * 256 * 8 if name.startswith("forward") else 0)
     # Two factors of a row, converted, and two more of the next where a pack straddles both.
     factors = 4 if name == "shrink rows" else 0
@@ -119,3 +122,13 @@ def test_a_missing_tool_is_named(monkeypatch):
     monkeypatch.setattr(_cuda_audit.shutil, "which", lambda name: None)
     with pytest.raises(_cuda_audit.ToolError, match="ptxas is missing: pip install"):
         _cuda_audit.tool("ptxas")
+
+
+def test_a_stream_of_numba_stays_itself():
+    """Results hold on to the caller's stream; of a stream made from its handle the GPU would lose track."""
+    from cuda.bindings.driver import CUstream
+    from numba.cuda.cudadrv.driver import Stream
+
+    stream = Stream(CUstream(64))
+    assert _cuda_launch.stream_of(stream) is stream
+    assert _cuda_launch.stream_of(None) == _cuda_launch.stream_of(0) == 0
