@@ -21,10 +21,12 @@ COLUMNS = (
     "LDG.128",
     "STG.128",
     "narrow",
+    "KiB in flight",
     "float64",
 )
-"""The last four count instructions of the loop for whole packs: 128-bit loads and stores, other accesses to global
-memory, and float64 arithmetic."""
+"""Of the loop for whole packs, LDG.128, STG.128, narrow and float64 count instructions: 128-bit loads and stores, other
+accesses to global memory, float64 arithmetic. In flight is what the threads of a multiprocessor have asked for
+before they store."""
 
 
 def run(console: Console) -> int:
@@ -55,6 +57,7 @@ def run(console: Console) -> int:
                 str(audit.wide_loads),
                 str(audit.wide_stores),
                 str(audit.narrow),
+                str(audit.in_flight // 1024),
                 str(audit.float64),
             )
     except _cuda_audit.ToolError as error:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numba import cuda
 
-from fastreg_kernels import _dlpack
+from fastreg_kernels import _cuda_devices, _dlpack
 from fastreg_kernels._cuda_jit import SIMULATED
 from fastreg_kernels._cuda_lanes import ITEMSIZES
 
@@ -36,6 +36,8 @@ class View:
     order : {"C", "F"}
     owner : object
         Keeps the memory.
+    read_only : bool
+        Whether the owner says so; by DLPack none can.
     """
 
     address: int
@@ -43,6 +45,7 @@ class View:
     dtype: str
     order: str
     owner: Any
+    read_only: bool = False
 
     @property
     def size(self) -> int:
@@ -139,9 +142,11 @@ def view(x: Any, name: str, stream: Any) -> View:
         x, given = x.bits, x.dtype
     if SIMULATED and isinstance(x, FakeCUDAArray):
         return _from_numpy(x, name, given)
-    if getattr(x, "__cuda_array_interface__", None) is not None:
+    exports = hasattr(x, "__dlpack__") and not isinstance(x, np.ndarray)
+    # The interface has no name for bfloat16; whoever has both is asked by DLPack.
+    if not (exports and _is_bfloat16(x)) and getattr(x, "__cuda_array_interface__", None) is not None:
         return _from_interface(x, name, stream, given)
-    if hasattr(x, "__dlpack__") and not isinstance(x, np.ndarray) and x.__dlpack_device__()[0] in _DEVICES:
+    if exports and x.__dlpack_device__()[0] in _DEVICES:
         handle = _dlpack_stream(stream)
         # TensorFlow, which waits for its tensor instead, refuses to be told a stream; the default one needs no telling.
         return of_capsule(x.__dlpack__() if handle == 1 else x.__dlpack__(stream=handle), name)
@@ -183,15 +188,25 @@ def _from_interface(x: Any, name: str, stream: Any, dtype: str | None) -> View:
         raise TypeError(f"Invalid type for argument {name}: expected an array without a mask. Received: a masked one")
     theirs = interface.get("stream")
     if theirs is not None and theirs != _dlpack_stream(stream):
-        cuda.external_stream(theirs).synchronize()
+        with _cuda_devices.on(
+            _cuda_devices.ordinal_of(interface["data"][0])
+        ):  # each GPU has a default stream of its own
+            cuda.external_stream(theirs).synchronize()
     dtype = dtype or np.dtype(interface["typestr"]).name
-    if dtype.startswith("void"):  # what the interface makes of bfloat16
-        dtype = str(getattr(x, "dtype", dtype))
+    if dtype.startswith("void") and _is_bfloat16(x):
+        dtype = "bfloat16"
     strides = interface.get("strides")
-    return _checked(interface["data"][0], tuple(interface["shape"]), strides, dtype, x, name)
+    address, read_only = interface["data"]
+    return _checked(address, tuple(interface["shape"]), strides, dtype, x, name, bool(read_only))
 
 
-def _checked(address: int, shape: tuple[int, ...], strides: Any, dtype: str, owner: Any, name: str) -> View:
+def _is_bfloat16(x: Any) -> bool:
+    return str(getattr(x, "dtype", "")).endswith("bfloat16")  # of PyTorch: torch.bfloat16
+
+
+def _checked(
+    address: int, shape: tuple[int, ...], strides: Any, dtype: str, owner: Any, name: str, read_only: bool = False
+) -> View:
     if dtype not in STORED:
         raise TypeError(f"Invalid dtype for argument {name}: expected {' or '.join(STORED)}. Received: {dtype}")
     order = _order(shape, strides, ITEMSIZES[dtype])
@@ -202,7 +217,7 @@ def _checked(address: int, shape: tuple[int, ...], strides: Any, dtype: str, own
         )
     if address % ITEMSIZES[dtype]:
         raise ValueError(f"Invalid layout for argument {name}: expected aligned elements. Received: address {address}")
-    return View(int(address), tuple(shape), dtype, order, owner)
+    return View(int(address), tuple(shape), dtype, order, owner, read_only)
 
 
 def _order(shape: tuple[int, ...], strides: Any, itemsize: int) -> str | None:

@@ -21,6 +21,7 @@ from numba import cuda
 from fastreg_kernels import _cuda_variants
 from fastreg_kernels._cuda_accumulators import accumulator_name
 from fastreg_kernels._cuda_jit import SIMULATED, THREADS
+from fastreg_kernels._cuda_lanes import PACK_BYTES
 from fastreg_kernels._cuda_variants import Variant
 
 RESIDENT_THREADS = {(8, 0): 2048, (8, 9): 1536, (9, 0): 2048}
@@ -55,6 +56,8 @@ class Audit:
         Share of the threads that a multiprocessor can hold.
     wide_loads, wide_stores, narrow : int
         128-bit loads, 128-bit stores and other accesses to global memory in the loop that most elements go through.
+    in_flight : int
+        Bytes that the resident threads of a multiprocessor have asked for before one of them stores.
     float64 : int
         Float64 instructions there, conversions included.
     listing : str
@@ -70,6 +73,7 @@ class Audit:
     wide_loads: int
     wide_stores: int
     narrow: int
+    in_flight: int
     float64: int
     listing: str
 
@@ -100,17 +104,20 @@ def audit(variant: Variant, compute_capability: tuple[int, int]) -> Audit:
     loop = main_loop(listing)
     accesses = [match.groups() for match in map(_GLOBAL.search, loop) if match]
     wide = [kind for kind, width in accesses if width and width.startswith("128")]
+    ahead = wide.index("STG") if "STG" in wide else len(wide)
     registers, shared = _number(r"Used (\d+) registers", report), _number(r"(\d+) bytes smem", report)
+    resident = occupancy(registers, shared, compute_capability)
     return Audit(
         variant=variant,
         compute_capability=compute_capability,
         registers=registers,
         shared=shared,
         spilled=_number(r"(\d+) bytes spill stores", report) + _number(r"(\d+) bytes stack frame", report),
-        occupancy=occupancy(registers, shared, compute_capability),
+        occupancy=resident,
         wide_loads=wide.count("LDG"),
         wide_stores=wide.count("STG"),
         narrow=len(accesses) - len(wide),
+        in_flight=round(resident * RESIDENT_THREADS[compute_capability]) * PACK_BYTES * ahead,
         float64=sum(bool(_FLOAT64.search(line)) for line in loop),
         listing=listing,
     )

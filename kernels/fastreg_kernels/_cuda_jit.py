@@ -18,11 +18,12 @@ LEAST_BLOCKS = 1 if SIMULATED else 128
 """Blocks of the smallest grid. Numba warns of an idle device below 128, and blocks without work cost next to nothing.
 """
 
-REGISTERS, BOTH_REGISTERS, ROWS_REGISTERS = 32, 40, 48
-"""Registers per thread that kernels may use. With 32, 2,048 threads are resident on a multiprocessor of compute
-capability 8.0 or 9.0, which is all that fit; with 40 1,536 (all of 8.6 and 8.9), with 48 1,280. The kernel that sums
-and writes, and the one that looks rows up, would put values into memory with less. 1,280 threads have 20 KiB on their
-way, one load each; bandwidth times latency is about 18 KiB per multiprocessor of an H100.
+REGISTERS, ROWS_REGISTERS = 32, 40
+SUM_REGISTERS = {"float64": REGISTERS, "compensated": 40}
+"""Registers per thread that kernels may use: of those with factors per row, and of those that sum, by accumulator.
+
+With 32, the 2,048 threads of a multiprocessor of compute capability 8.0, 9.0 or 10.0 are resident. With 40, 1,536 are:
+all that fit on 8.6, 8.9 and 12.0, which the compensated accumulator is for.
 """
 
 

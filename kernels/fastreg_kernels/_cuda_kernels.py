@@ -1,8 +1,7 @@
 """The CUDA kernels of the penalty: what a thread does with its elements, and how a block adds its threads up.
 
-The threads of a fixed grid stride over the packs of 16 bytes in x. Elements before the first multiple of 16 bytes and
-after the last whole pack (the edges) are handled one by one, as all are where x and the output start at different
-remainders of 16: then `packs` is 0.
+`head` and `packs` are the elements before the first multiple of 16 bytes in x and the packs of 16 bytes from there on.
+Where x and the output start at different remainders of 16 both are 0, and all elements are handled one by one.
 
 Sums are deterministic: each thread adds its elements in a fixed order, each block adds its threads in a fixed tree in
 shared memory and writes one partial, and one block of a second kernel adds the partials. There are no atomics.
@@ -20,19 +19,9 @@ import numpy as np
 from numba import cuda
 
 from fastreg_kernels._cuda_accumulators import ACCUMULATORS, FLOAT64
-from fastreg_kernels._cuda_jit import BOTH_REGISTERS, REGISTERS, THREADS, device_function, kernel
-from fastreg_kernels._cuda_lanes import (
-    arithmetic,
-    element,
-    factor,
-    lane,
-    lanes,
-    load,
-    product,
-    set_element,
-    store,
-    with_lane,
-)
+from fastreg_kernels._cuda_jit import REGISTERS, SUM_REGISTERS, THREADS, device_function, kernel
+from fastreg_kernels._cuda_lanes import arithmetic, factor, lane, lanes, product, set_element, store, with_lane
+from fastreg_kernels._cuda_stride import elementwise, grid_stride
 
 _totals_float64 = FLOAT64.totals
 
@@ -94,43 +83,45 @@ def _add_pack(dtype: str, accumulator: str) -> Any:
 
 @functools.cache
 def _thread_sums(dtype: str, accumulator: str) -> Any:
-    """A device function that adds up what belongs to the calling thread."""
-    width, add_pack = lanes(dtype), _add_pack(dtype, accumulator)
-    start, add = ACCUMULATORS[accumulator].start, ACCUMULATORS[accumulator].add
+    """A device function `(x, head, packs)`: the state after what belongs to the calling thread."""
+    start, add, add_pack = ACCUMULATORS[accumulator].start, ACCUMULATORS[accumulator].add, _add_pack(dtype, accumulator)
 
     @device_function
-    def thread_sums(x, head, packs):
-        first, step = np.int64(cuda.grid(1)), np.int64(cuda.gridsize(1))
-        state = start()
-        j = first
-        while j + step < packs:  # two packs are on their way before the first is used
-            a, b = load(x, head + j * width), load(x, head + (j + step) * width)
-            state = add_pack(add_pack(state, a), b)
-            j += 2 * step
-        if j < packs:
-            state = add_pack(state, load(x, head + j * width))
-        edge = first
-        while edge < x.size - packs * width:
-            state = add(state, element(x, edge if edge < head else edge + packs * width))
-            edge += step
-        return state
+    def on_pack(state, pack, out, i, a, b):
+        return add_pack(state, pack)
 
-    return thread_sums
+    @device_function
+    def on_element(state, v, out, i, a, b):
+        return add(state, v)
+
+    stride = grid_stride(dtype, on_pack, on_element, at_once=2)
+    return device_function(lambda x, head, packs: stride(start(), x, head, packs, x, 0.0, 0.0))
+
+
+@functools.cache
+def _block_partials(dtype: str, accumulator: str) -> Any:
+    """A device function that writes the block's row of partials, given the state of each thread."""
+    totals, is_reliable = ACCUMULATORS[accumulator].totals, ACCUMULATORS[accumulator].is_reliable
+    thread_sums_float64 = _thread_sums(dtype, FLOAT64.name)
+
+    @device_function
+    def block_partials(state, x, head, packs, partials):
+        sum_abs, sum_sq = totals(state)
+        if not is_reliable(state):
+            sum_abs, sum_sq = _totals_float64(thread_sums_float64(x, head, packs))
+        _block_sums(sum_abs, sum_sq, partials, cuda.blockIdx.x)
+
+    return block_partials
 
 
 @functools.cache
 def sums(dtype: str, accumulator: str) -> Any:
     """Kernel `(x, head, packs, partials)`: one row of partials for each block."""
-    totals, is_reliable = ACCUMULATORS[accumulator].totals, ACCUMULATORS[accumulator].is_reliable
-    thread_sums, thread_sums_float64 = _thread_sums(dtype, accumulator), _thread_sums(dtype, FLOAT64.name)
+    thread_sums, block_partials = _thread_sums(dtype, accumulator), _block_partials(dtype, accumulator)
 
-    @kernel(REGISTERS)
+    @kernel(SUM_REGISTERS[accumulator])
     def sums_kernel(x, head, packs, partials):
-        state = thread_sums(x, head, packs)
-        sum_abs, sum_sq = totals(state)
-        if not is_reliable(state):
-            sum_abs, sum_sq = _totals_float64(thread_sums_float64(x, head, packs))
-        _block_sums(sum_abs, sum_sq, partials, cuda.blockIdx.x)
+        block_partials(thread_sums(x, head, packs), x, head, packs, partials)
 
     return sums_kernel
 
@@ -179,28 +170,13 @@ def gradient(dtype: str, has_l1: bool, has_l2: bool) -> Any:
     `l1` and `l2` are float64, `upstream` is float64 or an array of one element. The coefficients are formed in float64
     and rounded once. `out` may be `x`.
     """
-    width, number = lanes(dtype), arithmetic(dtype)
-    derivative, derivative_pack = _derivative(dtype, has_l1, has_l2), _derivative_pack(dtype, has_l1, has_l2)
+    number = arithmetic(dtype)
+    stride = elementwise(dtype, _derivative_pack(dtype, has_l1, has_l2), _derivative(dtype, has_l1, has_l2))
 
     @kernel(REGISTERS)
     def gradient_kernel(x, head, packs, out, l1, l2, upstream):
         scale = factor(upstream, np.int64(0))
-        a1, a2 = number(scale * l1), number(scale * 2.0 * l2)
-        first, step = np.int64(cuda.grid(1)), np.int64(cuda.gridsize(1))
-        j = first
-        while j + step < packs:
-            here, there = head + j * width, head + (j + step) * width
-            a, b = load(x, here), load(x, there)
-            store(out, here, derivative_pack(a, a1, a2))
-            store(out, there, derivative_pack(b, a1, a2))
-            j += 2 * step
-        if j < packs:
-            store(out, head + j * width, derivative_pack(load(x, head + j * width), a1, a2))
-        edge = first
-        while edge < x.size - packs * width:
-            i = edge if edge < head else edge + packs * width
-            set_element(out, i, derivative(element(x, i), a1, a2))
-            edge += step
+        stride(0, x, head, packs, out, number(scale * l1), number(scale * 2.0 * l2))
 
     return gradient_kernel
 
@@ -211,34 +187,27 @@ def both(dtype: str, accumulator: str, has_l1: bool, has_l2: bool) -> Any:
 
     `out` must not be `x`: a thread may have to add its elements up again.
     """
-    width, number, add = lanes(dtype), arithmetic(dtype), ACCUMULATORS[accumulator].add
-    start, add_pack = ACCUMULATORS[accumulator].start, _add_pack(dtype, accumulator)
-    totals, is_reliable = ACCUMULATORS[accumulator].totals, ACCUMULATORS[accumulator].is_reliable
-    thread_sums_float64 = _thread_sums(dtype, FLOAT64.name)
+    number, start, add = arithmetic(dtype), ACCUMULATORS[accumulator].start, ACCUMULATORS[accumulator].add
+    add_pack, block_partials = _add_pack(dtype, accumulator), _block_partials(dtype, accumulator)
     derivative, derivative_pack = _derivative(dtype, has_l1, has_l2), _derivative_pack(dtype, has_l1, has_l2)
 
-    @kernel(BOTH_REGISTERS)
+    @device_function
+    def on_pack(state, pack, out, i, l1, l2):
+        state = add_pack(state, pack)  # first: then the registers of the sums' intermediates are free for the result
+        store(out, i, derivative_pack(pack, l1, l2))
+        return state
+
+    @device_function
+    def on_element(state, v, out, i, l1, l2):
+        set_element(out, i, derivative(v, l1, l2))
+        return add(state, v)
+
+    stride = grid_stride(dtype, on_pack, on_element, at_once=1)
+
+    @kernel(SUM_REGISTERS[accumulator])
     def both_kernel(x, head, packs, partials, out, l1, l2, upstream):
         scale = factor(upstream, np.int64(0))
-        a1, a2 = number(scale * l1), number(scale * 2.0 * l2)
-        first, step = np.int64(cuda.grid(1)), np.int64(cuda.gridsize(1))
-        state = start()
-        j = first
-        while j < packs:  # one at a time: two and the accumulators do not fit into the registers
-            pack = load(x, head + j * width)
-            store(out, head + j * width, derivative_pack(pack, a1, a2))
-            state = add_pack(state, pack)
-            j += step
-        edge = first
-        while edge < x.size - packs * width:
-            i = edge if edge < head else edge + packs * width
-            v = element(x, i)
-            set_element(out, i, derivative(v, a1, a2))
-            state = add(state, v)
-            edge += step
-        sum_abs, sum_sq = totals(state)
-        if not is_reliable(state):
-            sum_abs, sum_sq = _totals_float64(thread_sums_float64(x, head, packs))
-        _block_sums(sum_abs, sum_sq, partials, cuda.blockIdx.x)
+        state = stride(start(), x, head, packs, out, number(scale * l1), number(scale * 2.0 * l2))
+        block_partials(state, x, head, packs, partials)
 
     return both_kernel

@@ -5,9 +5,7 @@ Nothing here allocates and nothing waits for the GPU.
 
 from __future__ import annotations
 
-import contextlib
 import functools
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,15 +15,17 @@ from numba import cuda
 from fastreg_kernels import _cuda_kernels, _cuda_shrink, _cuda_variants
 from fastreg_kernels._cuda_accumulators import accumulator_name
 from fastreg_kernels._cuda_arrays import View, numba_array
-from fastreg_kernels._cuda_jit import BOTH_REGISTERS, LEAST_BLOCKS, REGISTERS, ROWS_REGISTERS, SIMULATED, THREADS
+from fastreg_kernels._cuda_devices import DeviceError as DeviceError
+from fastreg_kernels._cuda_devices import on as on
+from fastreg_kernels._cuda_devices import ordinal_of as ordinal_of
+from fastreg_kernels._cuda_jit import LEAST_BLOCKS, REGISTERS, ROWS_REGISTERS, SIMULATED, SUM_REGISTERS, THREADS
 from fastreg_kernels._cuda_lanes import ITEMSIZES, PACK_BYTES, lanes
+
+if not SIMULATED:
+    from numba.cuda.cudadrv.driver import Stream
 
 _REGISTERS_PER_MULTIPROCESSOR = 65_536
 """Of every GPU since compute capability 5.0."""
-
-
-class DeviceError(RuntimeError):
-    """The driver refused or failed; the message names the call."""
 
 
 @dataclass(frozen=True)
@@ -48,38 +48,15 @@ def properties(ordinal: int) -> Properties:
     )
 
 
-def ordinal_of(address: int) -> int:
-    """The number of the GPU whose memory an address is in; 0 for no address, that of an empty array."""
-    if SIMULATED or address == 0:
-        return 0
-    from cuda.bindings import driver
-
-    attribute = driver.CUpointer_attribute.CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL
-    error, ordinal = driver.cuPointerGetAttribute(attribute, address)
-    if error != driver.CUresult.CUDA_SUCCESS:
-        raise DeviceError(f"cuPointerGetAttribute failed for address {address:#x}: {error.name}")
-    return int(ordinal)
-
-
-@contextlib.contextmanager
-def on(ordinal: int) -> Iterator[None]:
-    """Make a GPU current for the calling thread."""
-    if SIMULATED:
-        yield
-    else:
-        with cuda.gpus[ordinal]:
-            yield
-
-
 def stream_of(stream: Any) -> Any:
     """A stream as Numba takes it: from None (the default stream), a handle, `__cuda_stream__`, or Numba's own."""
     if stream is None or SIMULATED:
         return 0
+    if isinstance(stream, Stream):  # results keep it; its handle alone would not
+        return stream
     if hasattr(stream, "__cuda_stream__"):
         stream = stream.__cuda_stream__()[1]
-    if isinstance(stream, (int, np.integer)):
-        return cuda.external_stream(int(stream)) if stream else 0
-    return stream
+    return cuda.external_stream(int(stream)) if stream else 0
 
 
 def most_blocks(ordinal: int, registers: int = REGISTERS) -> int:
@@ -106,7 +83,7 @@ def prepare(dtype: str, has_l1: bool, has_l2: bool, ordinal: int) -> None:
     """Compile and load what a training step with these terms launches, on the current GPU, which `ordinal` names."""
     if not SIMULATED:
         for variant in _cuda_variants.for_training(dtype, _accumulator(dtype, ordinal), has_l1, has_l2):
-            variant.kernel.compile(variant.signature)
+            variant.kernel.compile(variant.signature).bind()  # what another GPU compiled is not loaded here yet
 
 
 def _blocks(x: View, packs: int, ordinal: int, registers: int) -> int:
@@ -150,8 +127,9 @@ def sums(x: View, result: Sums, ordinal: int, stream: Any) -> None:
     dtype, (head, packs) = x.dtype, split(x)
     blocks = 0
     if x.size:
-        blocks = _blocks(x, packs, ordinal, REGISTERS)
-        kernel = _cuda_kernels.sums(dtype, _accumulator(dtype, ordinal))
+        accumulator = _accumulator(dtype, ordinal)
+        blocks = _blocks(x, packs, ordinal, SUM_REGISTERS[accumulator])
+        kernel = _cuda_kernels.sums(dtype, accumulator)
         _launch("forward", kernel, blocks, stream, x.flat(), head, packs, result.partials(blocks))
     _fold(result, blocks, stream)
 
@@ -171,9 +149,9 @@ def both(x: View, result: Sums, out: View, l1: float, l2: float, upstream: Any, 
         sums(x, result, ordinal, stream)
         gradient(x, out, l1, l2, upstream, ordinal, stream)
         return
-    head, packs = split(x, out)
-    kernel = _cuda_kernels.both(x.dtype, _accumulator(x.dtype, ordinal), l1 != 0.0, l2 != 0.0)
-    blocks = _blocks(x, packs, ordinal, BOTH_REGISTERS)
+    (head, packs), accumulator = split(x, out), _accumulator(x.dtype, ordinal)
+    kernel = _cuda_kernels.both(x.dtype, accumulator, l1 != 0.0, l2 != 0.0)
+    blocks = _blocks(x, packs, ordinal, SUM_REGISTERS[accumulator])
     arguments = (x.flat(), head, packs, result.partials(blocks), out.flat(), l1, l2, upstream)
     _launch("forward_backward", kernel, blocks, stream, *arguments)
     _fold(result, blocks, stream)
@@ -184,13 +162,16 @@ def shrink(x: View, out: View, scale: Any, threshold: Any, columns: int | None, 
     if x.size == 0:
         return
     head, packs = split(x, out)
-    arguments = (x.flat(), head, packs, out.flat(), scale, threshold)
+    arguments: tuple[Any, ...] = (out.flat(), scale, threshold)
     if columns is None:
-        blocks = _blocks(x, packs, ordinal, REGISTERS)
-        _launch("shrink", _cuda_shrink.shrink(x.dtype), blocks, stream, *arguments)
+        kernel, registers = _cuda_shrink.shrink(x.dtype), REGISTERS
     else:
-        blocks = _blocks(x, packs, ordinal, ROWS_REGISTERS)
-        _launch("shrink", _cuda_shrink.shrink_rows(x.dtype), blocks, stream, *arguments, columns)
+        kernel, registers = _cuda_shrink.shrink_rows(x.dtype), ROWS_REGISTERS
+        arguments += (columns,)
+        if columns < lanes(x.dtype):  # a pack would straddle more than two rows
+            head, packs = 0, 0
+    blocks = _blocks(x, packs, ordinal, registers)
+    _launch("shrink", kernel, blocks, stream, x.flat(), head, packs, *arguments)
 
 
 def _accumulator(dtype: str, ordinal: int) -> str:

@@ -6,21 +6,10 @@ import functools
 from typing import Any
 
 import numpy as np
-from numba import cuda
 
 from fastreg_kernels._cuda_jit import REGISTERS, ROWS_REGISTERS, device_function, kernel
-from fastreg_kernels._cuda_lanes import (
-    arithmetic,
-    element,
-    factor,
-    lane,
-    lanes,
-    load,
-    product,
-    set_element,
-    store,
-    with_lane,
-)
+from fastreg_kernels._cuda_lanes import arithmetic, factor, lane, lanes, product, set_element, store, with_lane
+from fastreg_kernels._cuda_stride import elementwise, grid_stride
 
 
 @functools.cache
@@ -30,12 +19,11 @@ def _soft(dtype: str) -> Any:
 
     @device_function
     def soft(v, scale, threshold):
-        magnitude = zero
-        if scale != zero:  # zero times infinity would be NaN
-            magnitude = product(scale, abs(v))
-        magnitude = magnitude - threshold
         if v != v:
             return v
+        if scale == zero:  # zero times infinity would be NaN
+            return zero
+        magnitude = product(scale, abs(v)) - threshold
         if magnitude <= zero:
             return zero
         return magnitude if v > zero else -magnitude
@@ -45,14 +33,17 @@ def _soft(dtype: str) -> Any:
 
 @functools.cache
 def _soft_pack(dtype: str) -> Any:
-    """A device function `(pack, scale, threshold)`, for a pack within one row."""
+    """A device function `(pack, count, a, b, c, d)`: the first `count` elements by scale a and threshold b, the others
+    by c and d.
+    """
     width, soft = lanes(dtype), _soft(dtype)
 
     @device_function
-    def soft_pack(pack, scale, threshold):
+    def soft_pack(pack, count, a, b, c, d):
         result = pack
         for k in range(width):
-            result = with_lane(result, np.int32(k), soft(lane(pack, np.int32(k)), scale, threshold))
+            v = lane(pack, np.int32(k))
+            result = with_lane(result, np.int32(k), soft(v, a, b) if k < count else soft(v, c, d))
         return result
 
     return soft_pack
@@ -61,26 +52,13 @@ def _soft_pack(dtype: str) -> Any:
 @functools.cache
 def shrink(dtype: str) -> Any:
     """Kernel `(x, head, packs, out, scale, threshold)`; `scale` and `threshold` as `upstream` of `gradient`."""
-    width, number, soft, soft_pack = lanes(dtype), arithmetic(dtype), _soft(dtype), _soft_pack(dtype)
+    width, number, soft_pack = lanes(dtype), arithmetic(dtype), _soft_pack(dtype)
+    stride = elementwise(dtype, device_function(lambda pack, a, b: soft_pack(pack, width, a, b, a, b)), _soft(dtype))
 
     @kernel(REGISTERS)
     def shrink_kernel(x, head, packs, out, scale, threshold):
         a, b = number(factor(scale, np.int64(0))), number(factor(threshold, np.int64(0)))
-        first, step = np.int64(cuda.grid(1)), np.int64(cuda.gridsize(1))
-        j = first
-        while j + step < packs:
-            here, there = head + j * width, head + (j + step) * width
-            p, q = load(x, here), load(x, there)
-            store(out, here, soft_pack(p, a, b))
-            store(out, there, soft_pack(q, a, b))
-            j += 2 * step
-        if j < packs:
-            store(out, head + j * width, soft_pack(load(x, head + j * width), a, b))
-        edge = first
-        while edge < x.size - packs * width:
-            i = edge if edge < head else edge + packs * width
-            set_element(out, i, soft(element(x, i), a, b))
-            edge += step
+        stride(0, x, head, packs, out, a, b)
 
     return shrink_kernel
 
@@ -89,33 +67,37 @@ def shrink(dtype: str) -> Any:
 def shrink_rows(dtype: str) -> Any:
     """Kernel `(x, head, packs, out, scale, threshold, columns)` for rows of `columns` elements.
 
-    `scale` and `threshold` are arrays of one value per row, arrays of one element, or numbers.
+    `scale` and `threshold` are arrays of one value per row, arrays of one element, or numbers. Rows that are shorter
+    than a pack have to come with `packs` 0: a pack may straddle two rows and no more.
     """
     width, number, soft, soft_pack = lanes(dtype), arithmetic(dtype), _soft(dtype), _soft_pack(dtype)
 
     @device_function
-    def soft_element(x, out, i, scale, threshold, row):
-        a, b = number(factor(scale, row)), number(factor(threshold, row))
-        set_element(out, i, soft(element(x, i), a, b))
+    def factors(scale, threshold, row):
+        return number(factor(scale, row)), number(factor(threshold, row))
+
+    @device_function
+    def on_pack(columns, pack, out, i, scale, threshold):
+        row = i // columns
+        count = (row + 1) * columns - i  # elements from here to the end of the row
+        a, b = factors(scale, threshold, row)
+        if count >= width:
+            store(out, i, soft_pack(pack, width, a, b, a, b))
+        else:
+            c, d = factors(scale, threshold, row + 1)
+            store(out, i, soft_pack(pack, count, a, b, c, d))
+        return columns
+
+    @device_function
+    def on_element(columns, v, out, i, scale, threshold):
+        a, b = factors(scale, threshold, i // columns)
+        set_element(out, i, soft(v, a, b))
+        return columns
+
+    stride = grid_stride(dtype, on_pack, on_element, at_once=1)
 
     @kernel(ROWS_REGISTERS)
     def shrink_rows_kernel(x, head, packs, out, scale, threshold, columns):
-        first, step = np.int64(cuda.grid(1)), np.int64(cuda.gridsize(1))
-        j = first
-        while j < packs:
-            i = head + j * width
-            row = i // columns
-            if i + width <= (row + 1) * columns:
-                a, b = number(factor(scale, row)), number(factor(threshold, row))
-                store(out, i, soft_pack(load(x, i), a, b))
-            else:  # the pack straddles rows
-                for k in range(i, i + width):
-                    soft_element(x, out, k, scale, threshold, k // columns)
-            j += step
-        edge = first
-        while edge < x.size - packs * width:
-            i = edge if edge < head else edge + packs * width
-            soft_element(x, out, i, scale, threshold, i // columns)
-            edge += step
+        stride(columns, x, head, packs, out, scale, threshold)
 
     return shrink_rows_kernel

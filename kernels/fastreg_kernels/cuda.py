@@ -187,6 +187,8 @@ def _output(x: View, out: Any, stream: Any) -> tuple[View, Any]:
         array, target = empty_like(x, stream)
         return target, array
     target = view(out, "out", stream)
+    if target.read_only:
+        raise ValueError("Invalid value for argument out: expected a writable array. Received: a read-only one")
     if target.dtype != x.dtype or target.shape != x.shape:
         raise ValueError(
             f"Invalid value for argument out: expected an array of shape {x.shape} and dtype {x.dtype}, as x. "

@@ -19,7 +19,8 @@ ON_GPU = not SIMULATED and os.environ.get("FASTREG_TEST_GPU") == "1"
 if SIMULATED:
     collect_ignore_glob = ["test_gpu*.py"]
 elif ON_GPU:
-    collect_ignore_glob = ["test_device.py", "test_bench.py"]  # the simulator's: they put stand-ins in a GPU's place
+    # The simulator's: they put stand-ins in a GPU's place.
+    collect_ignore_glob = ["test_device.py", "test_foreign_arrays.py", "test_bench.py"]
 else:
     collect_ignore_glob = ["test_*.py"]
 

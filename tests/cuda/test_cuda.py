@@ -105,7 +105,7 @@ def test_shrink_by_zero(at, threshold, dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("shape", [(7, 5), (3, 16), (40, 1), (1, 40), (5, 2, 3)], ids=str)
+@pytest.mark.parametrize("shape", [(7, 5), (3, 16), (40, 1), (1, 40), (5, 2, 3), (9, 11), (6, 8)], ids=str)
 def test_shrink_by_rows(at, numbers, shape, dtype):
     x = numbers(shape, dtype)
     scale, threshold = np.linspace(0.1, 1, shape[0]), np.linspace(0.5, 0, shape[0])

