@@ -1,4 +1,4 @@
-"""The suite `crossover`: from which size on the kernels, reached through the bridge, beat Keras's TensorFlow ops."""
+"""The suite `crossover`: from which size on the kernels, reached through the bridge, beat TensorFlow's ops."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from fastreg_benchmarks.results import Row
 from fastreg_benchmarks.settings import Settings
 
 ROW_TYPE = Row
-FORCED = "fastreg-forced"
+FORCED, OPS = "fastreg-forced", "fastreg-ops"
 SIZES = tuple(1 << power for power in range(23))
 CONSTANTS = {FUNCTION: "GRAPH_CROSSOVER", EAGER: "EAGER_CROSSOVER"}
 
 
 def run(settings: Settings, console: Console) -> int:
     """Measure all sizes, print the ratios and the constants that follow; the exit code is 1 if a result was wrong."""
-    settings = replace(settings, providers=("keras", FORCED))
+    settings = replace(settings, providers=(OPS, FORCED))
     rows: list[Row] = []
     for dtype in settings.dtypes:
         measured: list[Row] = []
@@ -44,22 +44,22 @@ def run(settings: Settings, console: Console) -> int:
 
 def crossover(rows: Sequence[Row], mode: str) -> int | None:
     """The smallest size from which the forced bridge is faster at every larger size, or None if it is nowhere."""
+    times = {(row.size, row.provider): row.p50_s for row in rows if row.mode == mode}
     smallest = None
-    for row in sorted((row for row in rows if row.provider == FORCED and row.mode == mode), key=lambda row: -row.size):
-        if row.mode_speedup is None or row.mode_speedup <= 1:
+    for size in sorted({size for size, _ in times}, reverse=True):
+        if times[size, FORCED] >= times[size, OPS]:
             break
-        smallest = row.size
+        smallest = size
     return smallest
 
 
 def _line(rows: Sequence[Row], case: Case, mode: str) -> str:
-    keras, forced = (
-        next(row for row in rows if (row.size, row.provider, row.mode) == (case.size, name, mode))
-        for name in ("keras", FORCED)
+    ops, forced = (
+        next(row.p50_s for row in rows if (row.size, row.provider, row.mode) == (case.size, name, mode))
+        for name in (OPS, FORCED)
     )
-    ratio = f"{forced.mode_speedup:.3f} ({forced.mode_speedup_low:.3f}-{forced.mode_speedup_high:.3f})"
-    times = f"Keras {duration(keras.p50_s):>8}, forced bridge {duration(forced.p50_s):>8}"
-    return f"{mode:>11}  {case.size:>10,} {case.dtype}  {times}, Keras / forced {ratio}"
+    times = f"TensorFlow's ops {duration(ops):>8}, forced bridge {duration(forced):>8}"
+    return f"{mode:>11}  {case.size:>10,} {case.dtype}  {times}, ops / forced {ops / forced:.2f}"
 
 
 def _conclusion(mode: str, dtype: str, size: int | None) -> str:

@@ -147,6 +147,14 @@ PROVIDERS = {
             scope=partial(_bridge, "py_function"),
         ),
         Provider(
+            "fastreg-ops",
+            "fastreg.L1L2 with the bridge 'tensorflow', whatever the size",
+            MODES,
+            _BUILD_FASTREG,
+            scope=partial(_bridge, "tensorflow"),
+            accumulates_in_dtype=True,
+        ),
+        Provider(
             "kernel",
             "the kernels on NumPy arrays, with a gradient buffer that is used again",
             (DIRECT,),

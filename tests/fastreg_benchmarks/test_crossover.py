@@ -17,10 +17,11 @@ from fastreg_benchmarks.providers import EAGER, FUNCTION
 )
 def test_crossover_is_where_all_larger_sizes_are_faster(make_row, speedups, expected):
     rows = [
-        make_row(size=1 << power, provider="fastreg-forced", mode=FUNCTION, mode_speedup=speedup)
+        make_row(size=1 << power, provider=provider, mode=FUNCTION, p50_s=seconds)
         for power, speedup in enumerate(speedups)
+        for provider, seconds in (("fastreg-ops", speedup), ("fastreg-forced", 1.0))
     ]
-    other = [make_row(size=1, provider="fastreg-forced", mode=EAGER, mode_speedup=9.0)]
+    other = [make_row(size=1, provider=provider, mode=EAGER) for provider in ("fastreg-ops", "fastreg-forced")]
     assert crossover.crossover([*rows, *other], FUNCTION) == expected
 
 
@@ -30,5 +31,5 @@ def test_run_prints_both_constants(settings, capsys):
     out = capsys.readouterr().out
     for name in ("EAGER_CROSSOVER", "GRAPH_CROSSOVER"):
         assert f"{name} from float32:" in out
-    assert out.count("Keras / forced") == 4
+    assert out.count("ops / forced") == 4
     assert out.count("(now ") == 2
