@@ -24,15 +24,33 @@ def when(condition: tf.Tensor, action: Callable[[], None]) -> None:
     tf.cond(condition, branch, lambda: tf.constant(False))
 
 
-def straight_through(stored: tf.Tensor, rows: tf.Tensor, positions: tf.Tensor, dtype: Any) -> tf.Tensor:
-    """The given rows in this dtype. Their gradient goes to the stored rows at these positions, as if it were theirs."""
-    width, count = stored.shape[1], tf.shape(stored)[0]
+def with_gradient(
+    handle: tf.Tensor, table: tuple[tuple[int, int], tf.DType], rows: tf.Tensor, ids: tf.Tensor, positions: Any, dtype: Any
+) -> tf.Tensor:
+    """The given rows in this dtype, with the gradient of a lookup: tf.IndexedSlices, for the variable of this handle.
+
+    TensorFlow's own lookup is not made for that. Like every sparse access, it would copy a variable that another thread
+    has open just then (`memory`).
+
+    Parameters
+    ----------
+    table : tuple
+        Shape and dtype of the variable.
+    ids : tf.Tensor
+        Rows of the table that have a gradient.
+    positions : tf.Tensor or None
+        Which of these each row is; None if they are in order.
+    """
+    (height, width), stored = table
 
     @tf.custom_gradient
-    def through(stored: tf.Tensor) -> Any:
-        def backward(upstream: tf.Tensor) -> tf.Tensor:
-            return tf.cast(sum_rows(tf.reshape(upstream, [-1, width]), positions, count), stored.dtype)
+    def through(handle: tf.Tensor) -> Any:  # noqa: ARG001
+        def backward(upstream: tf.Tensor) -> tf.IndexedSlices:
+            values = tf.reshape(upstream, [-1, width])
+            if positions is not None:
+                values = sum_rows(values, positions, tf.size(ids))
+            return tf.IndexedSlices(tf.cast(values, stored), ids, tf.constant([height, width], tf.int64))
 
         return tf.cast(rows, dtype), backward
 
-    return through(stored)
+    return through(handle)

@@ -144,4 +144,4 @@ def test_the_threshold_restarts_before_it_loses_digits(lazy, float64):
     weights = plan.train(layer, lazy.optimizer("sgd", 0.5))
     expected = lazy.oracle(plan, "sgd", [0.5] * 300, l1=2.0, start=plan.start * 1000)
     assert lazy.error(weights, expected) < 1e-12
-    assert float(layer.embeddings._clock[0] * layer.embeddings._clock[1]) < 64
+    assert float(layer.embeddings._state[0] * layer.embeddings._state[1]) < 64
