@@ -101,13 +101,14 @@ def lookup(
             message = f"ids[{wrong[0]}] = {array[wrong[0]]} is not in [0, {len(weights)})"
             raise InvalidValueError(None, None, message)
         rows = _buffers.pool.take((len(array), weights.shape[1]), weights.dtype)
-        unique, positions = fastreg_kernels.lookup_rows(weights, marks, array, *numbers[:2], rows)
+        unique, positions = fastreg_kernels.lookup_rows(weights, marks, array, numbers[0], numbers[1], rows)
     _bridge.statistics.count_kernel_call()
     return _bridge.tensor(rows), tf.constant(unique), tf.constant(positions)
 
 
 class InvalidValueError(tf.errors.InvalidArgumentError, ValueError):  # type: ignore[misc]
     """A value that cannot be used. In a graph TensorFlow makes its own `InvalidArgumentError` of a ValueError."""
+
 
 def flush(dtype: tf.DType, *handles: tf.Tensor) -> None:
     """Write the true weights of all rows, and restart at P = 1, S = 0. Reads and writes the table once.

@@ -9,7 +9,6 @@ import keras
 import numpy as np
 import tensorflow as tf
 from keras.src.backend.common.stateless_scope import in_stateless_scope
-from tensorflow.python.ops.resource_variable_ops import variable_accessed
 from tensorflow.python.saved_model import save_context
 
 from fastreg import _bridge, _buffers
@@ -17,6 +16,7 @@ from fastreg._lazy import formulas, memory
 from fastreg._lazy.gradients import UNIQUE_IDS
 from fastreg._lazy.graph import when, with_gradient
 from fastreg.regularizers import _Penalty
+
 
 class LazyTable(keras.Variable):  # type: ignore[misc]
     """A Keras variable of shape (rows, width) that is regularised lazily; see `fastreg.Embedding`.
@@ -169,22 +169,22 @@ class LazyTable(keras.Variable):  # type: ignore[misc]
         return tf.ensure_shape(tf.reshape(rows, shape), ids.shape.concatenate([self._shape[1]]))
 
     def _true_rows(self, ids: tf.Tensor, dtype: Any) -> tf.Tensor:
-        table = tuple(self._shape), self._value.dtype
-        variable_accessed(self._value)  # so that tapes watch it
         if _bridge.in_xla():  # where no callback runs
-            stored, stamps = tf.gather(self._value, ids), tf.gather(self._stamps, ids)
-            wide = tf.cast(stored, formulas.arithmetic_dtype(stored.dtype))
+            rows, stamps = tf.gather(self._value, ids), tf.gather(self._stamps, ids)
+            wide = tf.cast(rows, formulas.arithmetic_dtype(rows.dtype))
             shrunk = formulas.shrink(wide, *formulas.factors(self._state.read_value(), stamps))
-            rows = tf.stop_gradient(tf.cast(shrunk, stored.dtype))
-            return with_gradient(self._value.handle, table, rows, ids, None, dtype)
+            rows = tf.stop_gradient(tf.cast(shrunk, rows.dtype))
+            return with_gradient(self._value, rows, ids, None, dtype)
+
+        stored = self._value.dtype
 
         def lookup(*inputs: tf.Tensor) -> tuple[tf.Tensor, ...]:
-            return memory.lookup(table[1], *inputs)
+            return memory.lookup(stored, *inputs)
 
-        shapes, dtypes = [(None, self._shape[1]), (None,), ids.shape], [table[1], ids.dtype, tf.int32]
+        shapes, dtypes = [(None, self._shape[1]), (None,), ids.shape], [stored, ids.dtype, tf.int32]
         rows, unique, positions = _bridge.call(lookup, [*self._handles(), ids], shapes, dtypes)
         unique = tf.identity(unique, name=UNIQUE_IDS)
-        return with_gradient(self._value.handle, table, rows, unique, positions, dtype)
+        return with_gradient(self._value, rows, unique, positions, dtype)
 
     def penalty(self) -> tf.Tensor:
         """The penalty of the true weights as a scalar of their dtype.

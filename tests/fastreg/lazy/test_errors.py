@@ -154,7 +154,7 @@ def test_an_unknown_table(lazy):
 def test_mirrored_variables(lazy, devices):
     """Also of one replica, whose variable has no memory of its own to update rows in."""
     strategy = tf.distribute.MirroredStrategy(devices)
-    with strategy.scope(), pytest.raises(NotImplementedError, match="one device.*Received: MirroredStrategy"):
+    with strategy.scope(), pytest.raises(NotImplementedError, match=r"one device.*Received: MirroredStrategy"):
         lazy.compiled(fastreg.L2(L2), fastreg.LazyRegularization("sgd"))
     with tf.distribute.OneDeviceStrategy("CPU:0").scope():
         fit(lazy.compiled(fastreg.L2(L2), fastreg.LazyRegularization("sgd")), *lazy.data())
