@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import tensorflow as tf
+from tensorflow.python.ops.control_flow_v2_func_graphs import CondBranchFuncGraph, WhileBodyFuncGraph
 from tensorflow.python.ops.resource_variable_ops import variable_accessed
 
 from fastreg._lazy.gradients import sum_rows
@@ -43,14 +44,28 @@ def with_gradient(
     shape, stored = variable.shape, variable.dtype
     variable_accessed(variable)  # so that tapes watch it
 
+    branch = _in_branch()
+
     @tf.custom_gradient
-    def through(handle: tf.Tensor) -> Any:  # noqa: ARG001
-        def backward(upstream: tf.Tensor) -> tf.IndexedSlices:
+    def through(source: tf.Tensor) -> Any:  # noqa: ARG001
+        def backward(upstream: tf.Tensor) -> Any:
             values = tf.reshape(upstream, [-1, shape[1]])
             if positions is not None:
                 values = sum_rows(values, positions, tf.size(ids))
+            if branch:
+                return tf.cast(values, stored)
             return tf.IndexedSlices(tf.cast(values, stored), ids, tf.constant(shape.as_list(), tf.int64))
 
         return tf.cast(rows, dtype), backward
 
-    return through(variable.handle)
+    return through(variable.sparse_read(ids) if branch else variable.handle)
+
+
+def _in_branch() -> bool:
+    """Whether a branch of `tf.cond` is traced, whose gradient TensorFlow cannot take with respect to a resource."""
+    graph = tf.compat.v1.get_default_graph()
+    while graph is not None:
+        if isinstance(graph, (CondBranchFuncGraph, WhileBodyFuncGraph)):
+            return True
+        graph = getattr(graph, "outer_graph", None)
+    return False
