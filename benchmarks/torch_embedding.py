@@ -7,6 +7,7 @@ what is not installed is left out, and said so.
 
 import argparse
 import importlib.util
+import sys
 from dataclasses import replace
 
 import fastreg_kernels
@@ -59,7 +60,7 @@ def torch_sparse(workload, ids):
         loss = table(batch).sum(dim=1).mean()
         loss.backward()
         optimizer.step()
-        return float(loss)
+        return loss.item()
 
     return in_turns(step, [torch.from_numpy(batch) for batch in ids])
 
@@ -84,7 +85,7 @@ def fbgemm(workload, ids):
     def step(batch):
         loss = table(batch, offsets).mean()
         loss.backward()
-        return float(loss)
+        return loss.item()
 
     return in_turns(step, [torch.from_numpy(batch.ravel().astype(np.int64)) for batch in ids])
 
@@ -105,6 +106,8 @@ def main():
     if importlib.util.find_spec("torch") is None:
         console.print("PyTorch is not installed")
     else:
+        # PyTorch would load Triton, whose LLVM ends a process that has TensorFlow's and Numba's. Nothing here needs it.
+        sys.modules["triton"] = None
         import torch
 
         torch.set_num_threads(fastreg_kernels.get_num_threads())
@@ -112,7 +115,10 @@ def main():
     if importlib.util.find_spec("fbgemm_gpu") is None:
         console.print("FBGEMM is not installed")
     else:
-        runs["FBGEMM, row-wise Adagrad"] = fbgemm(workload, ids)
+        try:
+            runs["FBGEMM, row-wise Adagrad"] = fbgemm(workload, ids)
+        except (ImportError, OSError) as error:  # made for another PyTorch
+            console.print(f"FBGEMM cannot be loaded: {error}", markup=False)
     for run in runs.values():
         timing.warm_up(run)
     samples = timing.measure(list(runs.values()), options.seconds).samples

@@ -122,8 +122,12 @@ class Embedding(keras.layers.Embedding):  # type: ignore[misc]
             raise ValueError(
                 f"Invalid value for argument dtype: expected weights of {expected}. Received: {self.variable_dtype}"
             )
-        if tf.distribute.get_strategy().num_replicas_in_sync > 1:
-            raise NotImplementedError("Lazily regularised tables cannot be trained on several replicas.")
+        strategy = tf.distribute.get_strategy()
+        if tf.distribute.has_strategy() and not isinstance(strategy, tf.distribute.OneDeviceStrategy):
+            raise NotImplementedError(
+                "Lazily regularised tables can only be trained on one device, without mirrored variables. "
+                f"Received: {type(strategy).__name__}"
+            )
         with keras.name_scope(self.name, caller=self):
             table = LazyTable(
                 self.embeddings_initializer,

@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from fastreg import _bridge
 from fastreg._lazy import gradients, rules
+from fastreg._lazy.formulas import arithmetic_dtype
 from fastreg._lazy.table import LazyTable
 
 
@@ -44,7 +45,7 @@ class LazyRegularization(keras.optimizers.LossScaleOptimizer):  # type: ignore[m
     -----
     With SGD and L2 the weights are those of Keras's dense training, up to rounding. The data gradient is clipped, the
     penalty is not. A step that loss scaling skips shrinks nothing; a step that looks up no row of a table shrinks it; a
-    frozen table is left alone. In a step in which no variable has a gradient, nothing happens but that the step counts.
+    frozen table is left alone.
 
     It derives from Keras's `LossScaleOptimizer` because it does that class's work: Keras's own check for finite
     gradients would make the sparse gradient dense.
@@ -188,10 +189,11 @@ class LazyRegularization(keras.optimizers.LossScaleOptimizer):  # type: ignore[m
     def _update(self, table: LazyTable, gradient: Any, rate: tf.Tensor, count: tf.Tensor) -> None:
         with tf.device("CPU:0"):
             if gradient is None:
-                table.update(None, None, rate)
+                dtype = arithmetic_dtype(table.dtype)
+                table.update(tf.zeros(0, tf.int32), tf.zeros((0, table.shape[1]), dtype), rate)
                 return
             gradient = gradients.clipped(gradient, self.inner_optimizer)
-            table.update(gradient.indices, lambda: self._rule.step(table, gradient, rate, count), rate)
+            table.update(gradient.indices, self._rule.step(table, gradient, rate, count), rate)
 
 
 def _tables(variables: Sequence[Any]) -> list[LazyTable]:

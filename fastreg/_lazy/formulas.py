@@ -56,34 +56,6 @@ def shrink(rows: tf.Tensor, scale: tf.Tensor, threshold: tf.Tensor) -> tf.Tensor
     return scaled - tf.maximum(tf.minimum(scaled, bound), -bound)
 
 
-def advance(clock: tf.Tensor, learning_rate: tf.Tensor, l1: float, l2: float) -> tf.Tensor:
-    """P and S after a step; an error at run time if the step would turn weights around.
-
-    Parameters
-    ----------
-    clock : tf.Tensor of shape (2,), float64
-    learning_rate : tf.Tensor
-        Scalar, float64.
-    l1, l2 : float
-        Factors of the penalty.
-
-    Returns
-    -------
-    tf.Tensor
-        Shape (2,), float64.
-
-    Raises
-    ------
-    tf.errors.InvalidArgumentError
-        If `1 − 2 · learning_rate · l2` is not positive.
-    """
-    scale = 1.0 - 2.0 * learning_rate * l2
-    message = "Invalid value for learning_rate * l2: expected 2 * learning_rate * l2 < 1. Received: learning_rate="
-    with tf.control_dependencies([tf.debugging.Assert(scale > 0.0, [message, learning_rate, f"l2={l2}"])]):
-        product = clock[0] * scale
-    return tf.stack([product, clock[1] + learning_rate * l1 / product])
-
-
 def arithmetic_dtype(dtype: Any) -> tf.DType:
     """The dtype in which rows of this dtype are computed with: as the kernels, float32 for the half types."""
     dtype = tf.as_dtype(dtype)

@@ -14,14 +14,8 @@ from tensorflow.python.saved_model import save_context
 from fastreg import _bridge, _buffers
 from fastreg._lazy import formulas, memory
 from fastreg._lazy.gradients import UNIQUE_IDS
-from fastreg._lazy.graph import straight_through, when
+from fastreg._lazy.graph import when, with_gradient
 from fastreg.regularizers import _Penalty
-
-_UNKNOWN = 1 << 62
-"""Steps since the sums were known, where they never were."""
-
-_UNTRACKED = -1.0
-"""Stands for sum(|w|) while only sum(w²) is tracked."""
 
 
 class LazyTable(keras.Variable):  # type: ignore[misc]
@@ -64,9 +58,7 @@ class LazyTable(keras.Variable):  # type: ignore[misc]
             with tf.init_scope():
                 fresh, rows = tf.constant([formulas.FRESH], tf.float64), self._value.shape[0]
                 self._stamps = tf.Variable(lambda: tf.tile(fresh, [rows, 1]), trainable=False)
-                self._clock = tf.Variable(fresh[0], trainable=False)
-                self._sums = tf.Variable(tf.zeros(2, tf.float64), trainable=False)
-                self._age = tf.Variable(_UNKNOWN, dtype=tf.int64, trainable=False)
+                self._state = tf.Variable(tf.constant(memory.State(), tf.float64), trainable=False)
         _buffers.pool.clear_after(self)
 
     @property
@@ -106,8 +98,7 @@ class LazyTable(keras.Variable):  # type: ignore[misc]
         with tf.device("CPU:0"):
             fresh = tf.constant([formulas.FRESH], tf.float64)
             self._stamps.assign(tf.tile(fresh, [self._shape[0], 1]))
-            self._clock.assign(fresh[0])
-            self._age.assign(_UNKNOWN)
+            self._state.assign(tf.constant(memory.State(), tf.float64))
 
     @property
     def regularizer(self) -> Any:
@@ -145,22 +136,20 @@ class LazyTable(keras.Variable):  # type: ignore[misc]
 
     def flush(self) -> None:
         """Write the true weights of all rows; nothing to do if they are there already."""
-        self.flush_if(tf.reduce_any(self._clock.read_value() != tf.constant(formulas.FRESH, tf.float64)))
+        self._flush_if(tf.reduce_any(self._state.read_value()[:2] != tf.constant(formulas.FRESH, tf.float64)))
 
-    def flush_if(self, condition: tf.Tensor) -> None:
-        """`flush` where the condition, a scalar, holds."""
-        handles, dtype = self._handles(), self._value.dtype
+    def _flush_if(self, condition: tf.Tensor) -> None:
+        when(condition, lambda: self._run(memory.flush))
 
-        def flush(*handles: tf.Tensor) -> tuple[tf.Tensor]:
-            memory.flush(dtype, *handles)
+    def _run(self, action: Callable[..., None]) -> None:
+        """A pass of `memory` over the whole table."""
+        dtype = self._value.dtype
+
+        def run(*handles: tf.Tensor) -> tuple[tf.Tensor]:
+            action(dtype, *handles)
             return (tf.constant(True),)
 
-        def start_afresh() -> None:
-            _bridge.call(flush, handles, [()], [tf.bool])
-            # The sums too: a run that goes on after saving then has the losses of one that loads, to the last bit.
-            self._age.assign(_UNKNOWN)
-
-        when(condition, start_afresh)
+        _bridge.call(run, self._handles(), [()], [tf.bool])
 
     def lookup(self, ids: tf.Tensor, dtype: Any) -> tf.Tensor:
         """True rows, of shape `(*ids.shape, width)`, in this dtype. The gradient is that of the true rows.
@@ -181,20 +170,21 @@ class LazyTable(keras.Variable):  # type: ignore[misc]
 
     def _true_rows(self, ids: tf.Tensor, dtype: Any) -> tf.Tensor:
         if _bridge.in_xla():  # where no callback runs
-            stored, stamps = self._value.sparse_read(ids), self._stamps.sparse_read(ids)
-            wide = tf.cast(stored, formulas.arithmetic_dtype(stored.dtype))
-            shrunk = formulas.shrink(wide, *formulas.factors(self._clock.read_value(), stamps))
-            return straight_through(stored, tf.cast(shrunk, stored.dtype), tf.range(tf.size(ids)), dtype)
-        table, width = self._value.dtype, self._shape[1]
+            rows, stamps = tf.gather(self._value, ids), tf.gather(self._stamps, ids)
+            wide = tf.cast(rows, formulas.arithmetic_dtype(rows.dtype))
+            shrunk = formulas.shrink(wide, *formulas.factors(self._state.read_value(), stamps))
+            rows = tf.stop_gradient(tf.cast(shrunk, rows.dtype))
+            return with_gradient(self._value, rows, ids, None, dtype)
+
+        stored = self._value.dtype
 
         def lookup(*inputs: tf.Tensor) -> tuple[tf.Tensor, ...]:
-            return memory.lookup(table, *inputs)
+            return memory.lookup(stored, *inputs)
 
-        shapes, dtypes = [(None, width), (None,), ids.shape], [table, ids.dtype, tf.int32]
+        shapes, dtypes = [(None, self._shape[1]), (None,), ids.shape], [stored, ids.dtype, tf.int32]
         rows, unique, positions = _bridge.call(lookup, [*self._handles(), ids], shapes, dtypes)
-        # Read for their gradient alone, which TensorFlow makes sparse: that of the rows that are stored.
-        stored = self._value.sparse_read(tf.identity(unique, name=UNIQUE_IDS))
-        return straight_through(stored, rows, positions, dtype)
+        unique = tf.identity(unique, name=UNIQUE_IDS)
+        return with_gradient(self._value, rows, unique, positions, dtype)
 
     def penalty(self) -> tf.Tensor:
         """The penalty of the true weights as a scalar of their dtype.
@@ -204,25 +194,19 @@ class LazyTable(keras.Variable):  # type: ignore[misc]
         l1, l2 = self.factors
         oldest = self._penalty_every if l1 != 0.0 and _bridge.tape_is_active() else 1
         self.refresh_if_older(oldest)
-        sums = self._sums.read_value()
+        sums = self._state.read_value()[2:]
         terms = [factor * sums[index] for index, factor in enumerate((l1, l2)) if factor != 0.0]
         return tf.cast(sum(terms, tf.zeros((), tf.float64)), self._value.dtype)
 
     def refresh_if_older(self, steps: int) -> None:
         """Compute the sums by a pass over the table if they were last known at least so many steps ago."""
-        handles, dtype = self._handles(), self._value.dtype
-        old = self._age.read_value() >= steps
+        if self.factors == (0.0, 0.0):
+            return  # nobody asks for them
+        state = self._state.read_value()
+        old = state[4] >= steps
         if self.factors[0] != 0.0:
-            old |= self._sums.read_value()[0] < 0.0  # untracked
-
-        def sums(*handles: tf.Tensor) -> tuple[tf.Tensor]:
-            return (tf.constant(memory.true_sums(dtype, *handles)),)
-
-        def refresh() -> None:
-            self._sums.assign(_bridge.call(sums, handles, [(2,)], [tf.float64])[0])
-            self._age.assign(0)
-
-        when(old, refresh)
+            old |= state[2] == memory.UNTRACKED
+        when(old, lambda: self._run(memory.refresh))
 
     def sparsity(self) -> float:
         """The share of weights that are exactly zero."""
@@ -230,39 +214,32 @@ class LazyTable(keras.Variable):  # type: ignore[misc]
         return memory.zeros(self._value.dtype, self._value.handle) / float(np.prod(self._shape))
 
     def _handles(self) -> list[tf.Tensor]:
-        return [self._value.handle, self._stamps.handle, self._clock.handle]
+        return [self._value.handle, self._stamps.handle, self._state.handle]
 
-    def update(self, unique: tf.Tensor | None, step: Callable[[], tf.Tensor] | None, learning_rate: tf.Tensor) -> None:
+    def update(self, rows: tf.Tensor, step: tf.Tensor, learning_rate: tf.Tensor) -> None:
         """Shrink all rows by one step's penalty, and subtract a step of the optimizer's from some.
 
         Parameters
         ----------
-        unique : tf.Tensor of shape (n,) or None
-            Rows to subtract from, each once; None if there are none.
-        step : callable
-            Returns what to subtract, of shape (n, width), in the arithmetic dtype.
+        rows : tf.Tensor of shape (n,)
+            Rows to subtract from, each once.
+        step : tf.Tensor of shape (n, width)
+            What to subtract, in the arithmetic dtype.
         learning_rate : tf.Tensor
             Scalar, float64, of this step.
+
+        Raises
+        ------
+        tf.errors.InvalidArgumentError
+            At run time, if `1 - 2 * learning_rate * l2` is not positive, which would turn weights around.
         """
-        l1, l2 = self.factors
-        tracked = l1 == 0.0 and l2 != 0.0  # then no weight is clipped, and sum(w²) follows from the rows touched
-        before = self._clock.read_value()
-        clock = formulas.advance(before, learning_rate, l1, l2)
-        change = tf.zeros((), tf.float64)
-        if unique is not None and step is not None:
-            handles, dtype = [self._value.handle, self._stamps.handle], self._value.dtype
+        (l1, l2), dtype = self.factors, self._value.dtype
 
-            def update(*inputs: tf.Tensor) -> tuple[tf.Tensor]:
-                return (tf.constant(memory.update(dtype, tracked, *inputs), tf.float64),)
+        def update(*inputs: tf.Tensor) -> tuple[tf.Tensor]:
+            return (tf.constant(memory.update(dtype, l1, l2, *inputs)),)
 
-            (change,) = _bridge.call(update, [*handles, clock, unique, step()], [()], [tf.float64])
-        self._clock.assign(clock)
-        if tracked:
-            squares = self._sums.read_value()[1] * tf.square(clock[0] / before[0]) + change
-            self._sums.assign(tf.stack([tf.constant(_UNTRACKED, tf.float64), tf.maximum(squares, 0.0)]))
-        else:
-            self._age.assign_add(1)
-        self.flush_if((clock[0] < formulas.SMALLEST_PRODUCT) | (clock[0] * clock[1] > formulas.LARGEST_THRESHOLD))
+        (due,) = _bridge.call(update, [*self._handles(), learning_rate, rows, step], [()], [tf.bool])
+        self._flush_if(due)
 
 
 class _TrackedPenalty:

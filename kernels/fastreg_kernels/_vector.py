@@ -264,6 +264,22 @@ def as_if_of(typingctx, x, v):
 
 
 @intrinsic
+def prefetch(typingctx, x, i):
+    """Ask for the cache line of the element at `i` of the memory of `x`, of any number of dimensions, to be written."""
+
+    def codegen(context, builder, signature, args):
+        byte, word = ir.IntType(8).as_pointer(), ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [byte, word, word, word])
+        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
+        address = builder.bitcast(_element_pointer(context, builder, signature.args[0], *args), byte)
+        # To write, with the highest locality, data not instructions.
+        builder.call(function, [address, *(ir.Constant(word, number) for number in (1, 3, 1))])
+        return context.get_dummy_value()
+
+    return types.void(x, types.intp), codegen
+
+
+@intrinsic
 def zeros(typingctx):
     """A float64 vector of zeros: an accumulator."""
 

@@ -16,6 +16,7 @@ from fastreg_kernels._vector import (
     in_order,
     load,
     load_first,
+    prefetch,
     soft_threshold,
     store,
     store_first,
@@ -26,6 +27,10 @@ from fastreg_kernels._vector import (
 
 PARALLEL_MIN_ELEMENTS = 1 << 16
 """With fewer elements than this, waking the threads costs more than they save."""
+
+_LINE_BYTES = 64
+_AHEAD = 8
+"""Rows that are asked for before they are needed."""
 
 
 def lookup_rows(
@@ -229,9 +234,19 @@ def _unique(ids, slots, unique, positions):
 
 
 @jit
+def _prefetch(x, stamps, row, width):
+    """Rows lie all over the memory, where the processor does not see them coming."""
+    prefetch(stamps, 2 * row)
+    for i in range(row * width, (row + 1) * width, _LINE_BYTES // x.itemsize):
+        prefetch(x, i)
+
+
+@jit
 def _look_up(first, last, x, stamps, ids, product, total_threshold, out, kind, width):
     tail = width - width % LANES
     for k in range(first, last):
+        if k + _AHEAD < last:
+            _prefetch(x, stamps, ids[k + _AHEAD], width)
         row = ids[k]
         start, target = row * width, k * width
         scale = kind.dtype.type(product / stamps[row, 0])
@@ -287,6 +302,8 @@ def _change(old, new, scale, threshold):
 def _update(first, last, x, stamps, rows, product, total_threshold, step, changes, width):
     tail = width - width % LANES
     for k in range(first, last):
+        if k + _AHEAD < last:
+            _prefetch(x, stamps, rows[k + _AHEAD], width)
         row = rows[k]
         start, source = row * width, k * width
         scale = product / stamps[row, 0]

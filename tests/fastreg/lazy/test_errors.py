@@ -148,3 +148,13 @@ def test_an_unknown_table(lazy):
     optimizer.build(first.trainable_weights)
     with pytest.raises(ValueError, match="Unknown table"):
         optimizer.apply([None], second.trainable_weights)
+
+
+@pytest.mark.parametrize("devices", [["CPU:0"], None])
+def test_mirrored_variables(lazy, devices):
+    """Also of one replica, whose variable has no memory of its own to update rows in."""
+    strategy = tf.distribute.MirroredStrategy(devices)
+    with strategy.scope(), pytest.raises(NotImplementedError, match=r"one device.*Received: MirroredStrategy"):
+        lazy.compiled(fastreg.L2(L2), fastreg.LazyRegularization("sgd"))
+    with tf.distribute.OneDeviceStrategy("CPU:0").scope():
+        fit(lazy.compiled(fastreg.L2(L2), fastreg.LazyRegularization("sgd")), *lazy.data())

@@ -95,6 +95,20 @@ def test_dtypes_and_chunks(lazy, dtype, monkeypatch):
     assert layer.sparsity() == share
 
 
+@pytest.mark.parametrize(("l2", "passes"), [(0.0, 0), (0.125, 1)])
+def test_what_is_tracked_or_not_needed_takes_no_passes(lazy, monkeypatch, l2, passes):
+    """With L2 one pass in the first step; with factors of zero, which stand for row-wise steps alone, none."""
+    done, refresh = [], memory.refresh
+    monkeypatch.setattr(memory, "refresh", lambda *arguments: done.append(refresh(*arguments)))
+    x, y = lazy.data()
+    model = lazy.compiled(fastreg.L2(l2), fastreg.LazyRegularization("adagrad"))
+    model.fit(x, y, batch_size=8, epochs=2, verbose=0)
+    model.evaluate(x, y, verbose=0)
+    assert len(done) == passes
+    model.layers[1].embeddings_regularizer.l2 = 0.5
+    np.testing.assert_allclose(model.layers[1].penalty(), exact(model.layers[1](tf.range(23)), 0, 0.5), rtol=1e-6)
+
+
 def test_flush_keeps_what_is_looked_up(lazy):
     plan = lazy.plan(9)
     layer, optimizer = plan.layer(fastreg.L1L2(0.01, 0.125), "float32"), lazy.optimizer("sgd")

@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -144,4 +145,25 @@ def test_the_threshold_restarts_before_it_loses_digits(lazy, float64):
     weights = plan.train(layer, lazy.optimizer("sgd", 0.5))
     expected = lazy.oracle(plan, "sgd", [0.5] * 300, l1=2.0, start=plan.start * 1000)
     assert lazy.error(weights, expected) < 1e-12
-    assert float(layer.embeddings._clock[0] * layer.embeddings._clock[1]) < 64
+    assert float(layer.embeddings._state[0] * layer.embeddings._state[1]) < 64
+
+
+@pytest.mark.parametrize("branch", [True, False])
+def test_lookups_in_a_branch_and_in_a_function_of_their_own(lazy, float64, branch):
+    layer, optimizer = lazy.plan(1).layer(fastreg.L2(0.125)), lazy.optimizer("sgd", 0.5)
+    expected = layer.embeddings.numpy() * (1 - 0.125)
+    looked_up = tf.function(lambda ids: tf.reduce_sum(layer(ids)))
+
+    @tf.function
+    def step(ids, flag):
+        with tf.GradientTape() as tape:
+            if branch:
+                loss = tf.cond(flag, lambda: tf.reduce_sum(layer(ids)), lambda: 2 * tf.reduce_sum(layer(ids[:1])))
+            else:
+                loss = looked_up(ids)
+        optimizer.apply(tape.gradient(loss, layer.trainable_weights), layer.trainable_weights)
+
+    step(tf.constant([1, 1, 2]), tf.constant(True))
+    expected[1] -= 2 * 0.5
+    expected[2] -= 0.5
+    np.testing.assert_allclose(layer.embeddings.numpy(), expected, rtol=1e-12)
