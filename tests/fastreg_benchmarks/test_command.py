@@ -41,7 +41,7 @@ def test_from_the_command_line_to_the_files(tmp_path, capsys):
     rows = results.read(csv, Row)
     assert {row.size for row in rows} == {1, 1000}
     assert {row.provider for row in rows} == set(PROVIDERS)
-    assert len(rows) == 2 * 2 * (3 + 3 + 2 + 1 + 1)
+    assert len(rows) == 2 * 2 * (3 + 3 + 2 + 3 + 1 + 1)
     assert {row.check for row in rows} == {"ok"}
     assert len({row.date for row in rows}) == 1
     assert plot.read_bytes().startswith(b"\x89PNG")

@@ -24,6 +24,7 @@ def test_every_provider_is_right_in_every_mode(dtype, what):
         ("fastreg", JIT, "tensorflow"),
         ("fastreg-forced", FUNCTION, "py_function"),
         ("fastreg-forced", EAGER, "py_function"),
+        ("fastreg-ops", EAGER, "tensorflow"),
         ("keras", EAGER, ""),
         ("kernel", DIRECT, ""),
     ],
@@ -48,7 +49,7 @@ def test_the_kernel_provider_uses_its_buffer_again():
 
 def test_plan_leaves_out_what_a_provider_does_not_know():
     chosen = [(provider.name, mode) for provider, mode in plan(Case(1, "bfloat16", VALUE), tuple(PROVIDERS), (JIT,))]
-    assert chosen == [("keras", JIT), ("fastreg", JIT), ("kernel", DIRECT)]
+    assert chosen == [("keras", JIT), ("fastreg", JIT), ("fastreg-ops", JIT), ("kernel", DIRECT)]
 
 
 def test_there_is_a_baseline_in_every_mode():
