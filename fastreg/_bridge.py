@@ -26,7 +26,7 @@ from fastreg import _buffers, _device
 
 BRIDGES = ("auto", "py_function", "tensorflow")
 
-GRAPH_CROSSOVER = 1 << 21
+GRAPH_CROSSOVER = 1 << 20
 EAGER_CROSSOVER = 1
 """Elements from which the kernels are faster than TensorFlow's ops in spite of the fixed cost of reaching them.
 
