@@ -114,15 +114,11 @@ def _encode(builder: Any, value: Any, storage: Any) -> Any:
     return value
 
 
-def _apart(builder: Any, halves: Any) -> Any:
-    """The same bits, behind a fence for the compiler.
-
-    LLVM fuses a narrowing conversion with the store after it into one instruction, which is never non-temporal.
-    """
-    floats = ir.VectorType(ir.FloatType(), LANES // 2)
-    fence_type = ir.FunctionType(floats, [floats])
-    fence = cgutils.get_or_insert_function(builder.module, fence_type, f"llvm.arithmetic.fence.v{LANES // 2}f32")
-    return builder.call(fence, [builder.bitcast(halves, floats)])
+def _apart(builder: Any, value: Any) -> Any:
+    """The same vector of floating type, behind a fence for the compiler: it cannot tell what it is made of."""
+    name = f"llvm.arithmetic.fence.v{value.type.count}{'f64' if value.type.element == ir.DoubleType() else 'f32'}"
+    fence = cgutils.get_or_insert_function(builder.module, ir.FunctionType(value.type, [value.type]), name)
+    return builder.call(fence, [value])
 
 
 def _integers(number: int, lanes: int = LANES) -> ir.Constant:
@@ -193,7 +189,8 @@ def stream(typingctx, out, i, v):
         pointer = _element_pointer(context, builder, signature.args[0], *args[:2])
         stored = _encode(builder, args[2], storage)
         if storage in (FLOAT16, BFLOAT16):
-            stored = _apart(builder, stored)
+            # LLVM fuses a narrowing conversion with the store after it into one instruction, never a non-temporal one.
+            stored = _apart(builder, builder.bitcast(stored, ir.VectorType(ir.FloatType(), LANES // 2)))
         align = min(STREAM_ALIGNMENT, LANES * storage.bitwidth // 8)
         instruction = builder.store(stored, builder.bitcast(pointer, stored.type.as_pointer()), align=align)
         one = builder.module.add_metadata([ir.Constant(ir.IntType(32), 1)])
@@ -302,6 +299,25 @@ def widen(typingctx, v):
 
 
 @intrinsic
+def add(typingctx, sums, v):
+    """`sums + v` in float64.
+
+    A `v` that is narrower is multiplied by one. That changes no bit, but lets a processor with fused multiply-add add in
+    the units of `add_squares`; those that only add are, on some processors, busy with conversions.
+    """
+
+    def codegen(context, builder, signature, args):
+        sums, values = args
+        if signature.args[1].dtype == types.float64:
+            return builder.fadd(sums, values)
+        wide = builder.fpext(values, _llvm_type(types.float64))
+        one = _apart(builder, ir.Constant(_llvm_type(types.float64), [1.0] * LANES))
+        return _multiply_add(builder, wide, one, sums)
+
+    return sums(sums, v), codegen
+
+
+@intrinsic
 def add_squares(typingctx, sums, v):
     """`sums + v * v` in float64, rounded once where `v` is narrower, and so everywhere the same.
 
@@ -315,9 +331,14 @@ def add_squares(typingctx, sums, v):
         if signature.args[1].dtype == types.float64:
             return builder.fadd(sums, builder.fmul(values, values))
         wide = builder.fpext(values, _llvm_type(types.float64))
-        return builder.fadd(sums, builder.fmul(wide, wide, flags=("contract",)), flags=("contract",))
+        return _multiply_add(builder, wide, wide, sums)
 
     return sums(sums, v), codegen
+
+
+def _multiply_add(builder: Any, a: Any, b: Any, c: Any) -> Any:
+    """`a * b + c` where the product is exact: in one instruction if there is one."""
+    return builder.fadd(c, builder.fmul(a, b, flags=("contract",)), flags=("contract",))
 
 
 @intrinsic

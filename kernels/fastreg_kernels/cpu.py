@@ -20,6 +20,7 @@ from fastreg_kernels._jit import jit, parallel_jit
 from fastreg_kernels._vector import (
     LANES,
     STREAM_ALIGNMENT,
+    add,
     add_squares,
     fence,
     keep_nan,
@@ -31,7 +32,6 @@ from fastreg_kernels._vector import (
     store_first,
     stream,
     total,
-    widen,
     zeros,
 )
 
@@ -217,7 +217,7 @@ def _written(result: NDArray[Any], x: NDArray[Any]) -> tuple[NDArray[Any], bool 
 @jit
 def _accumulate(v, sum_abs, sum_sq):
     magnitude = abs(v)
-    return sum_abs + widen(magnitude), add_squares(sum_sq, magnitude)
+    return add(sum_abs, magnitude), add_squares(sum_sq, magnitude)
 
 
 def _derivative(v, l1, l2):

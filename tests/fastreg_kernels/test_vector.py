@@ -86,6 +86,14 @@ def _total(x):
 
 
 @numba.njit
+def _sums(before, x, out):
+    start = vector.load(before, 0)
+    v = vector.load(x, 0)
+    vector.store(out, 0, vector.in_order(x, vector.add(start, v)))
+    vector.store(out, LANES, vector.in_order(x, vector.add_squares(start, v)))
+
+
+@numba.njit
 def _zeros(out):
     vector.store(out, 0, vector.zeros())
 
@@ -212,6 +220,15 @@ def test_widen_and_total(dtype):
     for value in x.astype(float).tolist():
         expected += value
     assert _total(_arrays.stored(x)) == expected
+
+
+@every_dtype
+def test_add_and_add_squares(dtype):
+    """Each rounded once, but for squares of float64 numbers."""
+    x, before = np.array(SPECIAL, dtype), np.full(LANES, 1 / 3)
+    wide = x.astype(np.float64)
+    expected = np.concatenate([before + wide, before + wide * wide])
+    np.testing.assert_array_equal(run(_sums, np.empty(2 * LANES), before, x), expected)
 
 
 def test_total_goes_from_the_first_lane_to_the_last():
