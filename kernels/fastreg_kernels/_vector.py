@@ -302,8 +302,8 @@ def widen(typingctx, v):
 def add(typingctx, sums, v):
     """`sums + v` in float64.
 
-    A `v` that is narrower is multiplied by one. That changes no bit, but lets a processor with fused multiply-add use the
-    units of `add_squares`; those that only add are, on some processors, busy with conversions.
+    A `v` that is narrower is multiplied by one. That changes no bit, but lets a processor with fused multiply-add use
+    the units of `add_squares`; those that only add are, on some processors, busy with conversions.
     """
 
     def codegen(context, builder, signature, args):
