@@ -87,6 +87,27 @@ def fit(provider: str, rows: int, dim: int, allowed: int) -> int | None:
     return None if before is None else process.peak() - before
 
 
+def lazy_steps(
+    provider: str, optimizer: str, workload: Mapping[str, Any], seconds: float, allowed: int
+) -> dict[str, Any]:
+    """Seconds of training steps of the suite `lazy`, and the largest resident memory of this process in bytes.
+
+    The process may map `allowed` bytes more than it has mapped when it begins.
+    """
+    import resource
+
+    from fastreg.compare import memory as process
+    from fastreg_benchmarks import timing
+    from fastreg_benchmarks.lazy.steps import Workload, step
+
+    limit = process.status("VmSize") + allowed
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    run = step(provider, optimizer, Workload(**workload))
+    timing.warm_up(run)
+    (samples,) = timing.measure([run], seconds).samples
+    return {"seconds": samples.tolist(), "peak": process.peak()}
+
+
 def keras(size: int, dtype: str, seconds: float) -> dict[str, float]:
     """Median seconds of Keras's value and gradient in each mode; for environments that have to be set beforehand."""
     import numpy as np
@@ -138,7 +159,7 @@ def bits(size: int, threads: int) -> int:
     return len(results)
 
 
-TASKS = {task.__name__: task for task in (memory, fit, keras, start_up, bits)}
+TASKS = {task.__name__: task for task in (memory, fit, lazy_steps, keras, start_up, bits)}
 
 if __name__ == "__main__":
     print(json.dumps(TASKS[sys.argv[1]](**json.loads(sys.argv[2]))))

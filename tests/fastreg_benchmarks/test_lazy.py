@@ -47,6 +47,19 @@ def test_the_table_of_criteo():
     assert sum(criteo.CARDINALITIES) == criteo.WORKLOAD.rows == 33_762_577
 
 
+def test_a_table_that_does_not_fit_is_said_to_fail(monkeypatch, settings):
+    def fail(task, arguments):
+        raise RuntimeError(task)
+
+    monkeypatch.setattr(criteo.child, "run", fail)
+    found = list(criteo.steps(settings))
+    assert [(rows, line.measured, line.verdict) for rows, (line,) in found] == [
+        ([], "fails", "fail"),
+        ([], "fails", "-"),
+        ([], "fails", "-"),
+    ]
+
+
 def test_the_suite_writes_rows_and_a_plot(monkeypatch, settings, tmp_path):
     for module, name, value in (
         (sizes, "QUICK_SIZES", (100, 200)),

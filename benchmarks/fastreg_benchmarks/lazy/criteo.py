@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import asdict, replace
 
-from fastreg.compare import memory
-from fastreg_benchmarks import stats
+import numpy as np
+
+from fastreg_benchmarks import child, stats
 from fastreg_benchmarks.environment import physical_memory
-from fastreg_benchmarks.lazy.rows import Key, measure
+from fastreg_benchmarks.lazy.rows import row
 from fastreg_benchmarks.lazy.steps import Workload
-from fastreg_benchmarks.limits.lines import INFORMATION, Line
+from fastreg_benchmarks.limits.lines import INFORMATION, Line, verdict
 from fastreg_benchmarks.report import duration
 from fastreg_benchmarks.results import LazyRow
 from fastreg_benchmarks.settings import Settings
@@ -23,16 +25,26 @@ WORKLOAD = Workload(sum(CARDINALITIES), width=16, batch=2048, fields=len(CARDINA
 QUICK_ROWS = 100_000
 
 
+PROVIDERS = {"lazy": "lazy", "keras-plain": "Keras without a regularizer", "keras": "Keras with L1L2"}
+
+
 def steps(settings: Settings) -> Iterator[tuple[list[LazyRow], list[Line]]]:
-    """Steps with SGD and with row-wise Adagrad, and the memory they took."""
-    rows = QUICK_ROWS if settings.quick else WORKLOAD.rows
-    workload = Workload(rows, WORKLOAD.width, WORKLOAD.batch, WORKLOAD.fields, WORKLOAD.exponent)
-    key: Key = ("lazy", "sgd", workload)
-    memory.reset_peak()
-    measured, samples = measure(PART, [key], settings)
-    peak = memory.peak()
-    text = f"{duration(stats.quantiles(samples[key])[1])} a step"
-    text += f", peak memory of the process {peak / 2**30:.1f} of {physical_memory() / 2**30:.1f} GiB"
+    """Steps with SGD and the memory that they take, each in a process that may take as much as the machine has."""
+    workload = replace(WORKLOAD, rows=QUICK_ROWS) if settings.quick else WORKLOAD
     table = workload.rows * workload.width * 4 / 2**30
-    name = f"{workload.rows:,} rows x {workload.width} ({table:.1f} GiB), {workload.batch} x {workload.fields} ids"
-    yield measured, [Line(5, name, "trains", text, INFORMATION)]
+    size = f"{workload.rows:,} rows x {workload.width} ({table:.1f} GiB), {workload.batch} x {workload.fields} ids"
+    for provider, name in PROVIDERS.items():
+        arguments = {"provider": provider, "optimizer": "sgd", "workload": asdict(workload)}
+        try:
+            found = child.run("lazy_steps", {**arguments, "seconds": settings.seconds, "allowed": physical_memory()})
+        except RuntimeError:  # TensorFlow ends the process in places where it cannot allocate
+            found = None
+        line = (5, f"{name}: {size}", "trains" if provider == "lazy" else "-")
+        if found is None:
+            yield [], [Line(*line, "fails", verdict(False) if provider == "lazy" else INFORMATION)]
+            continue
+        samples = np.array(found["seconds"])
+        text = f"{duration(stats.quantiles(samples)[1])} a step, peak memory {found['peak'] / 2**30:.1f} GiB"
+        text += f" of {physical_memory() / 2**30:.1f}"
+        result = verdict(True) if provider == "lazy" else INFORMATION
+        yield [row(PART, (provider, "sgd", workload), samples, settings)], [Line(*line, text, result)]
