@@ -10,6 +10,7 @@ import contextlib
 import os
 import threading
 import warnings
+import weakref
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 from tensorflow.python.eager import forwardprop_util, record
+from tensorflow.python.framework import ops
 from tensorflow.python.saved_model import save_context
 
 from fastreg import _buffers, _device
@@ -225,6 +227,33 @@ def call(
     for output, shape in zip(outputs, shapes, strict=True):
         output.set_shape(shape)
     return outputs
+
+
+def differentiable(function: Callable[..., Any]) -> Callable[..., Any]:
+    """What `tf.custom_gradient` makes of a function of tensors, but with gradients that go when their graph goes.
+
+    TensorFlow registers the gradient of each traced call by a name of its own, for good, and so keeps whatever it
+    refers to: the graph and, by what the graph captures, the memory of every variable of the model. Here the graph
+    keeps it.
+    """
+    with_gradient = tf.custom_gradient(function)
+
+    def call(*inputs: tf.Tensor) -> Any:
+        outputs = with_gradient(*inputs)
+        if not tf.executing_eagerly():
+            _hand_to_graph(tf.nest.flatten(outputs)[0].op)
+        return outputs
+
+    return call
+
+
+def _hand_to_graph(op: tf.Operation) -> None:
+    registered = ops.gradient_registry._registry
+    name = op.get_attr("_gradient_op_type").decode()
+    gradient = registered[name]["type"]
+    op.graph._fastreg_gradients = [*getattr(op.graph, "_fastreg_gradients", ()), gradient]
+    registered[name]["type"] = weakref.proxy(gradient)
+    weakref.finalize(gradient, registered.pop, name, None).atexit = False
 
 
 class _Statistics:

@@ -52,7 +52,7 @@ def l1_l2_penalty(x: Any, l1: float = 0.0, l2: float = 0.0) -> tf.Tensor:
     # Where no tape records, no gradient will be asked for; elsewhere one may be, and one read of x can give both.
     may_differentiate = _bridge.tape_is_active()
 
-    @tf.custom_gradient
+    @_bridge.differentiable
     def penalty(x: tf.Tensor) -> Any:
         def by_kernels() -> Any:
             if may_differentiate:
@@ -76,7 +76,7 @@ def _gradient(
     """The gradient of the penalty, itself differentiable; a callback alone would give zero for its derivatives."""
     l1, l2 = kernels.l1, kernels.l2
 
-    @tf.custom_gradient
+    @_bridge.differentiable
     def gradient(x: tf.Tensor, upstream: tf.Tensor) -> Any:
         def by_kernels() -> Any:
             return _bridge.call(kernels.gradient, [x, upstream, *ahead], [x.shape], [x.dtype])

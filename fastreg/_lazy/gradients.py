@@ -47,7 +47,7 @@ def sum_rows(values: tf.Tensor, positions: tf.Tensor, count: tf.Tensor) -> tf.Te
     if _bridge.in_xla():
         return tf.math.unsorted_segment_sum(tf.cast(values, dtype), positions, count)
 
-    @tf.custom_gradient
+    @_bridge.differentiable
     def summed(values: tf.Tensor) -> Any:
         (sums,) = _bridge.call(_sum_rows, [values, positions, count], [(None, values.shape[1])], [dtype])
         return sums, lambda upstream: tf.cast(tf.gather(upstream, positions), values.dtype)

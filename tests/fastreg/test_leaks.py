@@ -46,6 +46,27 @@ PROGRAM = """
         for _ in range(n):
             tf.function(lambda: slope(variable))()
 
+    def new_variables(n):
+        for turn in range(n):
+            fresh = tf.Variable(tf.ones(ROWS))
+            tf.function(lambda: slope(fresh))()
+            if turn % 10 == 9:
+                gc.collect()  # graphs are cycles
+
+    def new_tables(n):
+        def looked_up(layer, ids):
+            with tf.GradientTape() as tape:
+                value = tf.reduce_sum(layer(ids)) + sum(layer.losses)
+            return tape.gradient(value, layer.embeddings.value)
+
+        ids = tf.constant([1, 2, 2])
+        for turn in range(n):
+            table = fastreg.Embedding(ROWS // 64, 64, embeddings_regularizer=fastreg.L2(0.1))
+            table.build(())
+            tf.function(lambda: looked_up(table, ids))()
+            if turn % 10 == 9:
+                gc.collect()
+
     def new_shapes(n):
         for turn in range(n):
             slope(tf.ones(ROWS + turn % 40))
@@ -59,6 +80,8 @@ PROGRAM = """
         "graph with a tape outside": (1000, tape_outside),
         "graph with a changing variable": (1000, changing),
         "retraced": (200, retraced),
+        "new variables": (100, new_variables),
+        "new tables": (100, new_tables),
         "new shapes": (300, new_shapes),
     }
 
@@ -104,8 +127,9 @@ def test_calls_leave_nothing(growth, scenario):
     assert objects < turns / 2
 
 
-def test_traces_hold_no_weights(growth):
+@pytest.mark.parametrize("scenario", ["retraced", "new variables", "new tables"])
+def test_traces_hold_no_weights(growth, scenario):
     """TensorFlow keeps a little of each trace, but nothing of the size of a weight."""
-    turns, megabytes, _, calls = growth["retraced"]
+    turns, megabytes, _, calls = growth[scenario]
     assert calls >= turns
     assert megabytes < turns / 2
