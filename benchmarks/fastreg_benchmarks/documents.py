@@ -1,6 +1,6 @@
 """Figures in the project's documents: drawn and printed from the newest results, never typed.
 
-A document holds a suite's table between the lines `<!-- SUITE -->` and `<!-- /SUITE -->`.
+A document holds the table of a CSV file of results between the lines `<!-- NAME -->` and `<!-- /NAME -->`.
 """
 
 from __future__ import annotations
@@ -16,14 +16,15 @@ from fastreg.cli import EXIT_USAGE, UsageError
 from fastreg_benchmarks import environment, figures, report, results
 from fastreg_benchmarks.results import LimitRow, Row
 
-DOCUMENTS = ("README.md", "docs/performance.md")
+DOCUMENTS = ("README.md", "docs/performance.md", "docs/embeddings.md")
 
 TABLES: dict[str, tuple[type[Any], Callable[[Any], str]]] = {
     "penalty": (Row, report.readme_table),
     "limits": (LimitRow, report.limits_markdown),
     "steps": (LimitRow, report.limits_markdown),
+    "lazy_targets": (LimitRow, report.limits_markdown),
 }
-"""By suite: the rows of its CSV file, and what prints them."""
+"""By name of the CSV file: its rows, and what prints them."""
 
 _MARKED = re.compile(r"^<!-- (\w+) -->$.*?^<!-- /\1 -->$", re.DOTALL | re.MULTILINE)
 
@@ -34,16 +35,16 @@ def refreshed(text: str, folder: Path) -> str:
     Raises
     ------
     UsageError
-        If a table's results are missing or unreadable, or no suite has its name.
+        If a table's results are missing or unreadable, or there are none of its name.
     """
 
     def table(match: re.Match[str]) -> str:
-        suite = match[1]
-        if suite not in TABLES:
-            raise UsageError(f"no suite {suite} for the table <!-- {suite} -->")
-        row_type, printed = TABLES[suite]
-        rows = results.newest_run(results.read(folder / f"{suite}.csv", row_type))
-        return f"<!-- {suite} -->\n\n{printed(rows)}\n\n<!-- /{suite} -->"
+        name = match[1]
+        if name not in TABLES:
+            raise UsageError(f"no results {name} for the table <!-- {name} -->")
+        row_type, printed = TABLES[name]
+        rows = results.newest_run(results.read(folder / f"{name}.csv", row_type))
+        return f"<!-- {name} -->\n\n{printed(rows)}\n\n<!-- /{name} -->"
 
     return _MARKED.sub(table, text)
 

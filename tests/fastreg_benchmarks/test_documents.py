@@ -43,7 +43,7 @@ def test_tables_come_from_the_newest_run(rows, make_row, limit, tmp_path):
 def test_without_results(tmp_path):
     with pytest.raises(UsageError, match=r"penalty\.csv"):
         documents.refreshed(DOCUMENT, tmp_path)
-    with pytest.raises(UsageError, match="no suite other"):
+    with pytest.raises(UsageError, match="no results other"):
         documents.refreshed("<!-- other -->\n<!-- /other -->\n", tmp_path)
 
 

@@ -3,7 +3,7 @@ import pytest
 from fastreg_benchmarks import lazy, results
 from fastreg_benchmarks.lazy import criteo, rows, shares, sizes, steps
 from fastreg_benchmarks.lazy.steps import EMBEDDINGS, Workload
-from fastreg_benchmarks.results import LazyRow
+from fastreg_benchmarks.results import LazyRow, LimitRow
 from rich.console import Console
 
 from fastreg.cli import main
@@ -80,6 +80,9 @@ def test_the_suite_writes_rows_and_a_plot(monkeypatch, settings, tmp_path):
     assert {row.provider for row in found} == set(EMBEDDINGS)
     assert all(0 < row.p20_s <= row.p50_s <= row.p80_s for row in found)
     assert plot.read_bytes().startswith(b"\x89PNG")
+    targets = results.read(tmp_path / "rows_targets.csv", LimitRow)
+    assert [row.line for row in targets] == sorted(row.line for row in targets)
+    assert {row.line for row in targets} == {1, 2, 3, 4, 5}
     printed = (tmp_path / "out.txt").read_text()
     for words in ("times faster than Keras with L1L2", "at most 1.5", "touched", "a step"):
         assert words in printed

@@ -40,7 +40,11 @@ def run(settings: Settings, console: Console) -> int:
         if settings.csv is not None:
             results.append(settings.csv, measured)
         rows += measured
-    console.print(report.limits_table([LimitRow(**asdict(settings.environment), **line._asdict()) for line in lines]))
+    lines.sort(key=lambda line: line.line)
+    targets = [LimitRow(**asdict(settings.environment), **line._asdict()) for line in lines]
+    if settings.csv is not None:
+        results.append(settings.csv.with_stem(f"{settings.csv.stem}_targets"), targets)
+    console.print(report.limits_table(targets))
     counts = Counter(line.verdict for line in lines)
     console.print(" · ".join(f"{count} {verdict}" for verdict, count in counts.items()))
     if settings.plot is not None:

@@ -47,13 +47,16 @@ def shares(settings: Settings) -> Iterator[Line]:
         samples = timing.measure(runs, settings.seconds).samples
         for index, (name, _, probe_index, share) in enumerate(kernels):
             target = share - (0 if dtype == "float32" else OTHER_DTYPES_LESS)
-            reached = stats.ratio(samples[probe_index], samples[len(probes) + index])
+            ours = samples[len(probes) + index]
+            reached = stats.ratio(samples[probe_index], ours)
             limit = ("read", "copy", "scale in place")[probe_index]
+            moved = case.nbytes * (1 if limit == "read" else 2)
+            rates = [moved / 1e9 / stats.quantiles(which)[1] for which in (ours, samples[probe_index])]
             yield Line(
                 1,
                 f"{name}, {case.size:,} {dtype}",
                 f"at least {target:.2f} of {limit}",
-                str(reached),
+                f"{reached}; {rates[0]:.0f} of {rates[1]:.0f} GB/s",
                 WRONG if name in wrong else at_least(reached, target),
             )
 
