@@ -248,10 +248,13 @@ def differentiable(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _hand_to_graph(op: tf.Operation) -> None:
+    """Have the graph of an operation keep the operation's gradient, and the registry refer to it weakly."""
     registered = ops.gradient_registry._registry
     name = op.get_attr("_gradient_op_type").decode()
     gradient = registered[name]["type"]
-    op.graph._fastreg_gradients = [*getattr(op.graph, "_fastreg_gradients", ()), gradient]
+    if not hasattr(op.graph, "_fastreg_gradients"):
+        op.graph._fastreg_gradients = []
+    op.graph._fastreg_gradients.append(gradient)
     registered[name]["type"] = weakref.proxy(gradient)
     weakref.finalize(gradient, registered.pop, name, None).atexit = False
 

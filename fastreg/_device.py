@@ -117,10 +117,11 @@ def _current(x: tf.Tensor, l1: float, l2: float) -> Iterator[tuple[Any, int]]:
         raise UnavailableError(_failure)
     with contextlib.ExitStack() as stack:
         try:
+            from fastreg_kernels import _cuda_devices as devices
             from fastreg_kernels import _cuda_launch as launch
 
-            ordinal = launch.ordinal_of(_exported(x).address)
-            stack.enter_context(launch.on(ordinal))
+            ordinal = devices.ordinal_of(_exported(x).address)
+            stack.enter_context(devices.on(ordinal))
         except Exception as error:
             if _prepared:  # it worked before: this is no missing driver
                 raise

@@ -9,6 +9,7 @@ from typing import Any
 
 import fastreg_kernels
 import keras
+import numpy as np
 import tensorflow as tf
 
 from fastreg import _bridge, _buffers, _device, _validation
@@ -62,7 +63,8 @@ def l1_l2_penalty(x: Any, l1: float = 0.0, l2: float = 0.0) -> tf.Tensor:
 
         def by_ops() -> Any:
             value = _plain_value(x, l1, l2)
-            return (value, x, _nothing()) if may_differentiate else (value,)
+            # Both branches return the same, and where the size decides a tape records (`_bridge.choose`).
+            return (value, x, _nothing()) if bridge == "dynamic" else (value,)
 
         value, *ahead = _on(bridge, x, by_kernels, by_ops)
         return value, lambda upstream: _gradient(bridge, kernels, x, upstream, ahead)
@@ -164,7 +166,11 @@ class _PenaltyKernels:
             value += self.l1 * float(sums[0])
         if self.l2 != 0.0:
             value += self.l2 * float(sums[1])
-        return tf.constant(value, dtype)  # beyond the range of the dtype the penalty is inf, as in TensorFlow
+        # Beyond the range of the dtype the penalty is inf, as in TensorFlow.
+        if dtype.size >= 4:
+            return tf.constant(value, dtype)
+        with np.errstate(over="ignore"):  # TensorFlow would round to float32 on the way to a half type
+            return tf.constant(np.asarray(value).astype(dtype.as_numpy_dtype))
 
 
 def _nothing() -> tf.Tensor:
@@ -183,7 +189,8 @@ def _plain_value(x: tf.Tensor, l1: float, l2: float) -> tf.Tensor:
     terms = []
     if l1 != 0.0:
         terms.append(tf.constant(l1, x.dtype) * tf.reduce_sum(tf.abs(x)))
-    if l2 != 0.0 and x.dtype in (tf.float32, tf.float64):  # sum(x²) / 2, and no array of squares
+    # l2_loss is sum(x²) / 2 and writes no squares. Half types overflow where Keras's do.
+    if l2 != 0.0 and x.dtype in (tf.float32, tf.float64):
         terms.append(tf.constant(2.0 * l2, x.dtype) * tf.nn.l2_loss(x))
     elif l2 != 0.0:
         terms.append(tf.constant(l2, x.dtype) * tf.reduce_sum(tf.square(x)))

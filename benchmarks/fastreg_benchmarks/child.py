@@ -37,6 +37,24 @@ def run(task: str, arguments: Mapping[str, Any], environment: Mapping[str, str] 
     return json.loads(finished.stdout.splitlines()[-1])
 
 
+def attempt(task: str, arguments: Mapping[str, Any]) -> Any:
+    """What `run` returns, or None if the process fails: TensorFlow ends it in places where it cannot allocate."""
+    try:
+        return run(task, arguments)
+    except RuntimeError:
+        return None
+
+
+def _limit_memory(allowed: int) -> None:
+    """Let this process map so many bytes more than it has mapped, and no more."""
+    import resource
+
+    from fastreg.compare import memory as process
+
+    limit = process.status("VmSize") + allowed
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+
+
 def memory(provider: str, mode: str, what: str, size: int, dtype: str) -> int | None:
     """Bytes by which peak memory grows in some calls of a provider, beyond x; None where the system does not tell."""
     from fastreg.compare import memory as process
@@ -57,8 +75,6 @@ def fit(provider: str, rows: int, dim: int, allowed: int) -> int | None:
 
     The process may map `allowed` bytes more than it has mapped when it begins.
     """
-    import resource
-
     import keras as k
     import numpy as np
     import tensorflow as tf
@@ -77,8 +93,7 @@ def fit(provider: str, rows: int, dim: int, allowed: int) -> int | None:
     fastreg.set_bridge("py_function")
     train(8)  # libraries and threads are not what is measured
     fastreg.set_bridge("auto")
-    limit = process.status("VmSize") + allowed
-    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    _limit_memory(allowed)
     before = process.reset_peak()
     try:
         train(rows)
@@ -94,17 +109,14 @@ def lazy_steps(
 
     The process may map `allowed` bytes more than it has mapped when it begins.
     """
-    import resource
-
     from fastreg.compare import memory as process
     from fastreg_benchmarks import timing
     from fastreg_benchmarks.lazy.steps import Workload, step
 
-    limit = process.status("VmSize") + allowed
-    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-    run = step(provider, optimizer, Workload(**workload))
-    timing.warm_up(run)
-    (samples,) = timing.measure([run], seconds).samples
+    _limit_memory(allowed)
+    timed = step(provider, optimizer, Workload(**workload))
+    timing.warm_up(timed)
+    (samples,) = timing.measure([timed], seconds).samples
     return {"seconds": samples.tolist(), "peak": process.peak()}
 
 

@@ -1,7 +1,7 @@
-"""Passes over a whole table, in the memory of its variable and with the compiled kernels.
+"""What callbacks do in the memory of a table's variables, with the compiled kernels.
 
-A pass takes resource handles, not variables: in a graph they are inputs of the callback, by which TensorFlow orders the
-pass among the other reads and writes of the same variables.
+They take resource handles, not variables: in a graph these are inputs of the callback, by which TensorFlow orders it
+among the other reads and writes of the same variables.
 """
 
 from __future__ import annotations

@@ -186,17 +186,15 @@ def _from_interface(x: Any, name: str, stream: Any, dtype: str | None) -> View:
     interface = x.__cuda_array_interface__
     if interface.get("mask") is not None:
         raise TypeError(f"Invalid type for argument {name}: expected an array without a mask. Received: a masked one")
+    address, read_only = interface["data"]
     theirs = interface.get("stream")
     if theirs is not None and theirs != _dlpack_stream(stream):
-        with _cuda_devices.on(
-            _cuda_devices.ordinal_of(interface["data"][0])
-        ):  # each GPU has a default stream of its own
+        with _cuda_devices.on(_cuda_devices.ordinal_of(address)):  # each GPU has a default stream of its own
             cuda.external_stream(theirs).synchronize()
     dtype = dtype or np.dtype(interface["typestr"]).name
     if dtype.startswith("void") and _is_bfloat16(x):
         dtype = "bfloat16"
     strides = interface.get("strides")
-    address, read_only = interface["data"]
     return _checked(address, tuple(interface["shape"]), strides, dtype, x, name, bool(read_only))
 
 

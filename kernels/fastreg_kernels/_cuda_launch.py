@@ -1,4 +1,4 @@
-"""Launching the CUDA kernels on memory that the caller has: grids, streams, devices.
+"""Launching the CUDA kernels on memory that the caller has: grids and streams.
 
 Nothing here allocates and nothing waits for the GPU.
 """
@@ -15,9 +15,7 @@ from numba import cuda
 from fastreg_kernels import _cuda_kernels, _cuda_shrink, _cuda_variants
 from fastreg_kernels._cuda_accumulators import accumulator_name
 from fastreg_kernels._cuda_arrays import View, numba_array
-from fastreg_kernels._cuda_devices import DeviceError as DeviceError
-from fastreg_kernels._cuda_devices import on as on
-from fastreg_kernels._cuda_devices import ordinal_of as ordinal_of
+from fastreg_kernels._cuda_devices import DeviceError
 from fastreg_kernels._cuda_jit import LEAST_BLOCKS, REGISTERS, ROWS_REGISTERS, SIMULATED, SUM_REGISTERS, THREADS
 from fastreg_kernels._cuda_lanes import ITEMSIZES, PACK_BYTES, lanes
 

@@ -2,7 +2,7 @@
 
 A `Vector` is one LLVM value `<LANES x dtype>`. LLVM splits it over whatever registers the processor has (SSE, AVX2,
 AVX-512, NEON), so one source serves every width and the arithmetic of each lane, hence every result, has the same bits
-on all of them: no reassociation, and fused multiply-add only where it changes no bit (`add_squares`).
+on all of them: no reassociation, and fused multiply-add only where it changes no bit (`_multiply_add`).
 
 Numba offers neither explicit vectors nor non-temporal stores; `numba.extending.intrinsic` lets us emit both.
 """
@@ -70,7 +70,7 @@ def _llvm_type(dtype: Any) -> ir.VectorType:
 def _splat(builder: Any, value: Any) -> Any:
     undefined = ir.Constant(ir.VectorType(value.type, LANES), ir.Undefined)
     first = builder.insert_element(undefined, value, ir.Constant(ir.IntType(32), 0))
-    return builder.shuffle_vector(first, undefined, ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES))
+    return builder.shuffle_vector(first, undefined, _integers(0))
 
 
 def _zeros(dtype: Any) -> ir.Constant:
@@ -190,7 +190,7 @@ def stream(typingctx, out, i, v):
         stored = _encode(builder, args[2], storage)
         if storage in (FLOAT16, BFLOAT16):
             # LLVM fuses a narrowing conversion with the store after it into one instruction, never a non-temporal one.
-            stored = _apart(builder, builder.bitcast(stored, ir.VectorType(ir.FloatType(), LANES // 2)))
+            stored = _apart(builder, builder.bitcast(stored, ir.VectorType(ir.FloatType(), _PAIRS)))
         align = min(STREAM_ALIGNMENT, LANES * storage.bitwidth // 8)
         instruction = builder.store(stored, builder.bitcast(pointer, stored.type.as_pointer()), align=align)
         one = builder.module.add_metadata([ir.Constant(ir.IntType(32), 1)])

@@ -22,10 +22,12 @@ if importlib.util.find_spec("numba_cuda") is None:
 
 from numba import cuda
 
+from fastreg_kernels import _cuda_devices as devices
 from fastreg_kernels import _cuda_launch as launch
 from fastreg_kernels._cuda_arrays import STORED, BFloat16Array, View, address_of, empty_like, view
+from fastreg_kernels._cuda_devices import DeviceError
 from fastreg_kernels._cuda_jit import SIMULATED
-from fastreg_kernels._cuda_launch import DeviceError, Sums
+from fastreg_kernels._cuda_launch import Sums
 
 __all__ = ["DTYPES", "BFloat16Array", "DeviceError", "backward", "forward", "forward_backward", "shrink"]
 
@@ -62,8 +64,8 @@ def forward(x: Any, stream: Any = None) -> Any:
     """
     stream = launch.stream_of(stream)
     source = view(x, "x", stream)
-    ordinal = launch.ordinal_of(source.address)
-    with launch.on(ordinal):
+    ordinal = devices.ordinal_of(source.address)
+    with devices.on(ordinal):
         workspace, result = _workspace(ordinal, stream)
         launch.sums(source, result, ordinal, stream)
         return workspace[-3:-1]
@@ -101,8 +103,8 @@ def backward(x: Any, l1: float, l2: float, upstream: Any = 1.0, out: Any = None,
     stream = launch.stream_of(stream)
     source = view(x, "x", stream)
     l1, l2 = _arrays.factor(l1, "l1"), _arrays.factor(l2, "l2")
-    ordinal = launch.ordinal_of(source.address)
-    with launch.on(ordinal):
+    ordinal = devices.ordinal_of(source.address)
+    with devices.on(ordinal):
         target, result = _output(source, out, stream)
         launch.gradient(source, target, l1, l2, _upstream(upstream, stream), ordinal, stream)
         return result
@@ -122,8 +124,8 @@ def forward_backward(
     stream = launch.stream_of(stream)
     source = view(x, "x", stream)
     l1, l2 = _arrays.factor(l1, "l1"), _arrays.factor(l2, "l2")
-    ordinal = launch.ordinal_of(source.address)
-    with launch.on(ordinal):
+    ordinal = devices.ordinal_of(source.address)
+    with devices.on(ordinal):
         target, result = _output(source, out, stream)
         workspace, sums = _workspace(ordinal, stream)
         launch.both(source, sums, target, l1, l2, _upstream(upstream, stream), ordinal, stream)
@@ -158,8 +160,8 @@ def shrink(x: Any, scale: Any, threshold: Any, out: Any = None, stream: Any = No
     stream = launch.stream_of(stream)
     source = view(x, "x", stream)
     rows = source.shape[0] if source.shape else None
-    ordinal = launch.ordinal_of(source.address)
-    with launch.on(ordinal):
+    ordinal = devices.ordinal_of(source.address)
+    with devices.on(ordinal):
         a, a_per_row = _factor(scale, "scale", rows, stream)
         b, b_per_row = _factor(threshold, "threshold", rows, stream)
         columns = None

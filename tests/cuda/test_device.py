@@ -8,7 +8,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from fastreg_kernels import _cuda_launch, _cuda_variants, cuda
+from fastreg_kernels import _cuda_devices, _cuda_launch, _cuda_variants, cuda
 from tensorflow.python.framework import kernels as registered
 
 import fastreg
@@ -202,15 +202,16 @@ def fail(error):
 
 
 @pytest.mark.parametrize(
-    ("place", "error"),
+    ("module", "place", "error"),
     [
-        ("prepare", RuntimeError("ptxas does not know sm_999")),
-        ("on", ImportError("CUDA driver library cannot be found")),
-        ("ordinal_of", OSError("driver too old")),
+        (_cuda_launch, "prepare", RuntimeError("ptxas does not know sm_999")),
+        (_cuda_devices, "on", ImportError("CUDA driver library cannot be found")),
+        (_cuda_devices, "ordinal_of", OSError("driver too old")),
     ],
+    ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_failures_before_the_first_launch_fall_back_with_one_warning(on_gpu, monkeypatch, place, error):
-    monkeypatch.setattr(_cuda_launch, place, fail(error))
+def test_failures_before_the_first_launch_fall_back_with_one_warning(on_gpu, monkeypatch, module, place, error):
+    monkeypatch.setattr(module, place, fail(error))
     fastreg.set_bridge("auto")
     fastreg.set_crossover(0)
     x = tensor(20)
@@ -240,7 +241,7 @@ def test_failures_after_a_launch_are_raised(on_gpu, monkeypatch):
     fastreg.L2(0.5)(x)
     fastreg.set_bridge("auto")
     fastreg.set_crossover(0)
-    monkeypatch.setattr(_cuda_launch, "ordinal_of", fail(cuda.DeviceError("cuPointerGetAttribute failed")))
+    monkeypatch.setattr(_cuda_devices, "ordinal_of", fail(cuda.DeviceError("cuPointerGetAttribute failed")))
     with pytest.raises(cuda.DeviceError, match="cuPointerGetAttribute"):
         fastreg.L2(0.5)(x)
     assert _device.obstacle() is None

@@ -118,6 +118,12 @@ def test_sums_are_not_limited_by_the_range_of_a_half_type(forced):
     assert float(fastreg.L2(2.0**-10)(x)) == 1024.0  # the sum of squares alone is beyond float16
 
 
+def test_sums_are_rounded_once(forced):
+    """A little more than halfway from 1 to the next float16, and exactly halfway in float32."""
+    x = tf.constant([1.0, 2.0**-11, 2.0**-24], tf.float16)
+    assert float(fastreg.L1(1.0)(x)) == 1 + 2.0**-10
+
+
 @pytest.mark.parametrize("graph", [False, True], ids=["eager", "graph"])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("name", CLASSES)

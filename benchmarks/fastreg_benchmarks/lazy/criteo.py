@@ -24,7 +24,6 @@ CARDINALITIES = (
 WORKLOAD = Workload(sum(CARDINALITIES), width=16, batch=2048, fields=len(CARDINALITIES), exponent=1.05)
 QUICK_ROWS = 100_000
 
-
 PROVIDERS = {"lazy": "lazy", "keras-plain": "Keras without a regularizer", "keras": "Keras with L1L2"}
 
 
@@ -33,18 +32,15 @@ def steps(settings: Settings) -> Iterator[tuple[list[LazyRow], list[Line]]]:
     workload = replace(WORKLOAD, rows=QUICK_ROWS) if settings.quick else WORKLOAD
     table = workload.rows * workload.width * 4 / 2**30
     size = f"{workload.rows:,} rows x {workload.width} ({table:.1f} GiB), {workload.batch} x {workload.fields} ids"
+    allowed = physical_memory()
     for provider, name in PROVIDERS.items():
-        arguments = {"provider": provider, "optimizer": "sgd", "workload": asdict(workload)}
-        try:
-            found = child.run("lazy_steps", {**arguments, "seconds": settings.seconds, "allowed": physical_memory()})
-        except RuntimeError:  # TensorFlow ends the process in places where it cannot allocate
-            found = None
-        line = (5, f"{name}: {size}", "trains" if provider == "lazy" else "-")
-        if found is None:
-            yield [], [Line(*line, "fails", verdict(False) if provider == "lazy" else INFORMATION)]
-            continue
-        samples = np.array(found["seconds"])
-        text = f"{duration(stats.quantiles(samples)[1])} a step, peak memory {found['peak'] / 2**30:.1f} GiB"
-        text += f" of {physical_memory() / 2**30:.1f}"
-        result = verdict(True) if provider == "lazy" else INFORMATION
-        yield [row(PART, (provider, "sgd", workload), samples, settings)], [Line(*line, text, result)]
+        step = {"provider": provider, "optimizer": "sgd", "workload": asdict(workload)}
+        found = child.attempt("lazy_steps", {**step, "seconds": settings.seconds, "allowed": allowed})
+        rows, measured = [], "fails"
+        if found is not None:
+            samples = np.array(found["seconds"])
+            rows.append(row(PART, (provider, "sgd", workload), samples, settings))
+            peak = f"peak memory {found['peak'] / 2**30:.1f} GiB of {allowed / 2**30:.1f}"
+            measured = f"{duration(stats.quantiles(samples)[1])} a step, {peak}"
+        target, result = ("trains", verdict(found is not None)) if provider == "lazy" else ("-", INFORMATION)
+        yield rows, [Line(5, f"{name}: {size}", target, measured, result)]

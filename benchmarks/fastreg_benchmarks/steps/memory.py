@@ -35,8 +35,5 @@ def growing_tables(settings: Settings) -> Iterator[Line]:
 
 
 def _peak(provider: str, rows: int, allowed: int) -> int | None:
-    try:
-        grown: int | None = child.run("fit", {"provider": provider, "rows": rows, "dim": DIM, "allowed": allowed})
-    except RuntimeError:  # TensorFlow ends the process in places where it cannot allocate
-        return None
+    grown: int | None = child.attempt("fit", {"provider": provider, "rows": rows, "dim": DIM, "allowed": allowed})
     return grown
