@@ -11,7 +11,8 @@ import keras
 import numba
 import numpy as np
 import tensorflow as tf
-from fastreg_kernels import _jit, _threads
+from fastreg_kernels import _threads
+from fastreg_kernels.cpu import jit
 from llvmlite import binding
 from rich.console import Console
 from rich.table import Table
@@ -61,7 +62,7 @@ def info() -> dict[str, Any]:
         ],
         "kernel_calls": _bridge.statistics.kernel_calls,
         "buffer_bytes": _buffers.pool.nbytes(),
-        "kernel_cache": None if _jit.cache_folder() is None else str(_jit.cache_folder()),
+        "kernel_cache": None if jit.cache_folder() is None else str(jit.cache_folder()),
     }
 
 

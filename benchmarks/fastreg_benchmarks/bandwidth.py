@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 from fastreg_kernels import get_num_threads
-from fastreg_kernels._jit import jit, parallel_jit
 from fastreg_kernels._threads import mask
-from fastreg_kernels._vector import LANES, fence, load, store, stream, total, zeros
+from fastreg_kernels.cpu.jit import jit, parallel_jit
+from fastreg_kernels.cpu.vector import LANES, fence, load, store, stream, total, zeros
 from numba import prange
 from numpy.typing import NDArray
 

@@ -1,10 +1,10 @@
 """Compiled penalty kernels on plain arrays; needs NumPy and Numba only."""
 
 from fastreg_kernels._arrays import DTYPES
-from fastreg_kernels._jit import load_numba
 from fastreg_kernels._threads import get_num_threads, set_num_threads, threading_layer
 from fastreg_kernels.cpu import backward, forward, forward_backward, shrink
-from fastreg_kernels.rows import lookup_rows, sum_rows, update_rows
+from fastreg_kernels.cpu.jit import load_numba
+from fastreg_kernels.cpu.rows import lookup_rows, sum_rows, update_rows
 
 load_numba()
 

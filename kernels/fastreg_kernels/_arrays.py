@@ -35,7 +35,7 @@ def _storage(dtype: np.dtype[Any]) -> np.dtype[Any]:
 
 
 def stored(flat: NDArray[Any]) -> NDArray[Any]:
-    """A view of an array as the kernels take it: half types as the integers that `_vector` knows them by."""
+    """A view of an array as the kernels take it: half types as the integers that `cpu.vector` knows them by."""
     return flat.view(_storage(flat.dtype))
 
 

@@ -21,7 +21,7 @@ from numba.cuda.np import arrayobj
 PACK_BYTES = 16
 
 FLOAT16, BFLOAT16 = types.uint16, types.int16
-"""How half types are told apart, as in `_vector`: by the integer type in which their bits are passed."""
+"""How half types are told apart, as in `cpu.vector`: by the integer type in which their bits are passed."""
 
 _INT16, _INT32 = ir.IntType(16), ir.IntType(32)
 _FLOAT, _DOUBLE = ir.FloatType(), ir.DoubleType()

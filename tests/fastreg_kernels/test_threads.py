@@ -118,10 +118,11 @@ print(kernels.threading_layer())
 
 
 NUMBER_OF_THREADS = """
-from fastreg_kernels import cpu
+from fastreg_kernels.cpu import penalty
+from fastreg_kernels.cpu.launch import BLOCK
 
 seen = []
-original = cpu._sums_parallel
+original = penalty.sums_parallel
 
 
 def spy(threads, *arguments):
@@ -129,7 +130,7 @@ def spy(threads, *arguments):
     original(threads, *arguments)
 
 
-cpu._sums_parallel = spy
+penalty.sums_parallel = spy
 
 
 def call(own=None):
@@ -151,7 +152,7 @@ call()
 kernels.set_num_threads(1)
 call()
 kernels.set_num_threads(4)
-kernels.forward(x[: 4 * cpu.BLOCK - cpu.BLOCK])  # too little to share out
+kernels.forward(x[: 3 * BLOCK])  # too little to share out
 call()
 print(seen)
 assert numba.get_num_threads() == 2

@@ -2,8 +2,9 @@
 
 import numpy as np
 import pytest
-from fastreg_kernels import DTYPES, backward, cpu, forward, forward_backward, shrink
-from fastreg_kernels.cpu import BLOCK, PARALLEL_MIN_BLOCKS
+from fastreg_kernels import DTYPES, backward, forward, forward_backward, shrink
+from fastreg_kernels.cpu import launch
+from fastreg_kernels.cpu.launch import BLOCK, PARALLEL_MIN_BLOCKS
 
 SIZES = [0, 1, 15, 16, 17, BLOCK + 31, PARALLEL_MIN_BLOCKS * BLOCK + 37]
 OFFSETS = [0, 4, 8, 32, 60]
@@ -27,7 +28,7 @@ def kernel(request):
 @pytest.fixture(params=["through the caches", "past the caches"])
 def writing(request, monkeypatch):
     """Non-temporal stores at every size, or at none."""
-    monkeypatch.setattr(cpu, "STREAM_MIN_BYTES", 0 if request.param == "past the caches" else 1 << 62)
+    monkeypatch.setattr(launch, "STREAM_MIN_BYTES", 0 if request.param == "past the caches" else 1 << 62)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -35,7 +36,7 @@ def writing(request, monkeypatch):
 def test_exactly_out_is_written(kernel, writing, numbers, guarded, assert_same_bits, size, dtype):
     x = numbers(size, dtype)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cpu, "STREAM_MIN_BYTES", 1 << 62)
+        patch.setattr(launch, "STREAM_MIN_BYTES", 1 << 62)
         expected = kernel(x, None)
     for offset in OFFSETS:
         out = guarded(size, dtype, offset)
@@ -144,10 +145,10 @@ def test_refused_factors_leave_out(guarded, numbers, call):
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_only_aligned_outs_that_are_not_x_are_written_past_the_caches(guarded, monkeypatch, dtype):
     x = np.zeros(256, dtype)
-    monkeypatch.setattr(cpu, "STREAM_MIN_BYTES", x.nbytes)
-    streamed = {offset: cpu._written(guarded(256, dtype, offset).array, x)[1] for offset in (0, 32, 4, 64)}
+    monkeypatch.setattr(launch, "STREAM_MIN_BYTES", x.nbytes)
+    streamed = {offset: launch.written(guarded(256, dtype, offset).array, x)[1] for offset in (0, 32, 4, 64)}
     assert streamed == {0: True, 32: None, 4: None, 64: True}
     aligned = guarded(256, dtype).array
-    assert cpu._written(aligned, aligned)[1] is None
-    monkeypatch.setattr(cpu, "STREAM_MIN_BYTES", x.nbytes + 1)
-    assert cpu._written(aligned, x)[1] is None
+    assert launch.written(aligned, aligned)[1] is None
+    monkeypatch.setattr(launch, "STREAM_MIN_BYTES", x.nbytes + 1)
+    assert launch.written(aligned, x)[1] is None

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 from fastreg_kernels import DTYPES, backward, forward, forward_backward, reference
-from fastreg_kernels.cpu import BLOCK, PARALLEL_MIN_BLOCKS
+from fastreg_kernels.cpu.launch import BLOCK, PARALLEL_MIN_BLOCKS
 
 SERIAL_SIZES = [0, 1, 15, 16, 17, 31, BLOCK - 1, BLOCK, BLOCK + 1, 3 * BLOCK + 37]
 PARALLEL_SIZES = [PARALLEL_MIN_BLOCKS * BLOCK, PARALLEL_MIN_BLOCKS * BLOCK + 2 * BLOCK + 37]

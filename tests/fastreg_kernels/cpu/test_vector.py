@@ -4,8 +4,8 @@ import numba
 import numpy as np
 import pytest
 from fastreg_kernels import DTYPES, _arrays
-from fastreg_kernels import _vector as vector
-from fastreg_kernels._vector import LANES
+from fastreg_kernels.cpu import vector
+from fastreg_kernels.cpu.vector import LANES
 
 BITS = {"float32": np.uint32, "float64": np.uint64, "float16": np.uint16, "bfloat16": np.uint16}
 SPECIAL = [0.0, -0.0, np.nan, np.inf, -np.inf, 1.0, -1.0, 2.5, -2.5, 1e-3, -1e-3, 300.0, -300.0, 0.5, -0.5, 7.0]

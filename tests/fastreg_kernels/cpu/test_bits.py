@@ -7,7 +7,8 @@ import llvmlite.binding as llvm
 import numpy as np
 import pytest
 from fastreg_kernels import DTYPES, backward, forward, forward_backward
-from fastreg_kernels.cpu import BLOCK, LANES, PARALLEL_MIN_BLOCKS
+from fastreg_kernels.cpu.launch import BLOCK, PARALLEL_MIN_BLOCKS
+from fastreg_kernels.cpu.vector import LANES
 
 SIZE = (PARALLEL_MIN_BLOCKS + 9) * BLOCK + 37
 

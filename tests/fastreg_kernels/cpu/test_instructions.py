@@ -15,7 +15,8 @@ ASSEMBLY = """
 import re
 import sys
 from numba import types
-from fastreg_kernels import cpu
+from fastreg_kernels.cpu import penalty
+from fastreg_kernels.cpu.shrink import _shrink
 
 name = sys.argv[1]
 factor = types.float64 if name == "float64" else types.float32
@@ -24,11 +25,11 @@ x, out = types.Array(element, 1, "C", readonly=True), types.Array(element, 1, "C
 partials = types.Array(types.float64, 2, "C")
 ends = (types.intp, types.intp)
 kernels = {
-    "_sums": (cpu._sums, (*ends, x, partials)),
-    "_gradient": (cpu._gradient, (*ends, x, out, types.boolean, factor, factor)),
-    "_both": (cpu._both, (*ends, x, partials, out, types.boolean, factor, factor)),
-    "_shrink": (cpu._shrink, (*ends, x, out, types.boolean, factor, factor)),
-    "unstreamed": (cpu._gradient, (*ends, x, out, types.none, factor, factor)),
+    "sums": (penalty.sums, (*ends, x, partials)),
+    "gradient": (penalty.gradient, (*ends, x, out, types.boolean, factor, factor)),
+    "both": (penalty.both, (*ends, x, partials, out, types.boolean, factor, factor)),
+    "shrink": (_shrink, (*ends, x, out, types.boolean, factor, factor)),
+    "unstreamed": (penalty.gradient, (*ends, x, out, types.none, factor, factor)),
 }
 for label, (kernel, signature) in kernels.items():
     kernel.compile(signature)
@@ -53,9 +54,9 @@ def test_each_kernel(run_python, tmp_path, processor, features, register, dtype)
     # Squares of what is narrower than float64, and nothing else: no product of the gradient.
     squares = "pd" if "+fma" in features and dtype != "float64" else "none"
     assert lines == [
-        ["_sums", "False", "False", squares, register],
-        ["_gradient", "True", "True", "none", register],
-        ["_both", "True", "True", squares, register],
-        ["_shrink", "True", "True", "none", register],
+        ["sums", "False", "False", squares, register],
+        ["gradient", "True", "True", "none", register],
+        ["both", "True", "True", squares, register],
+        ["shrink", "True", "True", "none", register],
         ["unstreamed", "False", "False", "none", register],
     ]

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from fastreg_kernels import DTYPES, reference, shrink
-from fastreg_kernels.cpu import BLOCK, PARALLEL_MIN_BLOCKS
+from fastreg_kernels.cpu.launch import BLOCK, PARALLEL_MIN_BLOCKS
 
 # Relative to the largest term, for the difference cancels.
 TOLERANCE = {"float32": 2e-7, "float64": 5e-16, "float16": 2.0**-11 + 2e-7, "bfloat16": 2.0**-8 + 2e-7}

@@ -9,15 +9,15 @@ from numba import prange
 from numpy.typing import NDArray
 
 from fastreg_kernels import _arrays, _threads
-from fastreg_kernels._jit import jit, parallel_jit
-from fastreg_kernels._vector import (
+from fastreg_kernels.cpu.jit import jit, parallel_jit
+from fastreg_kernels.cpu.shrink import shrunk
+from fastreg_kernels.cpu.vector import (
     LANES,
     as_if_of,
     in_order,
     load,
     load_first,
     prefetch,
-    soft_threshold,
     store,
     store_first,
     total,
@@ -252,9 +252,9 @@ def _look_up(first, last, x, stamps, ids, product, total_threshold, out, kind, w
         scale = kind.dtype.type(product / stamps[row, 0])
         threshold = kind.dtype.type(product * (total_threshold - stamps[row, 1]))
         for i in range(0, tail, LANES):
-            store(out, target + i, _shrunk(load(x, start + i), scale, threshold))
+            store(out, target + i, shrunk(load(x, start + i), scale, threshold))
         if tail < width:
-            rest = _shrunk(load_first(x, start + tail, width - tail), scale, threshold)
+            rest = shrunk(load_first(x, start + tail, width - tail), scale, threshold)
             store_first(out, target + tail, rest, width - tail)
 
 
@@ -287,15 +287,10 @@ def _sum_parallel(threads, blocks, values, positions, out, width):
 
 
 @jit
-def _shrunk(v, scale, threshold):
-    return soft_threshold(scale * abs(v) - threshold, v)
-
-
-@jit
 def _change(old, new, scale, threshold):
-    shrunk, wide = widen(old), widen(new)
-    shrunk = scale * shrunk if threshold == 0.0 else _shrunk(shrunk, scale, threshold)
-    return wide * wide - shrunk * shrunk
+    before, after = widen(old), widen(new)
+    before = scale * before if threshold == 0.0 else shrunk(before, scale, threshold)
+    return after * after - before * before
 
 
 @jit
@@ -312,14 +307,14 @@ def _update(first, last, x, stamps, rows, product, total_threshold, step, change
         a, b, change = step.dtype.type(scale), step.dtype.type(threshold), zeros()
         for i in range(0, tail, LANES):
             old = load(x, start + i)
-            store(x, start + i, _shrunk(old, a, b) - as_if_of(x, load(step, source + i)))
+            store(x, start + i, shrunk(old, a, b) - as_if_of(x, load(step, source + i)))
             if changes is not None:  # what was stored, after its rounding
                 change = change + _change(old, load(x, start + i), scale, threshold)
         if tail < width:
             count = width - tail
             old = load_first(x, start + tail, count)
             taken = as_if_of(x, load_first(step, source + tail, count))
-            store_first(x, start + tail, _shrunk(old, a, b) - taken, count)
+            store_first(x, start + tail, shrunk(old, a, b) - taken, count)
             if changes is not None:
                 change = change + _change(old, load_first(x, start + tail, count), scale, threshold)
         if changes is not None:

@@ -5,19 +5,19 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from fastreg_kernels import _jit
+from fastreg_kernels.cpu import jit
 from numba import config
 
 # Computes, and prints the folder, Numba's own setting, and how many kernels were loaded and how many compiled.
 COMPUTE = """
 import numpy as np
 import fastreg_kernels as kernels
-from fastreg_kernels import _jit, cpu
+from fastreg_kernels.cpu import jit, penalty
 from numba import config
 
 assert kernels.forward(np.array([1.0, -2.0])).tolist() == [3.0, 5.0]
-stats = cpu._sums.stats
-print(_jit.cache_folder())
+stats = penalty.sums.stats
+print(jit.cache_folder())
 print(repr(config.CACHE_DIR))
 print(sum(stats.cache_hits.values()), sum(stats.cache_misses.values()))
 """
@@ -43,7 +43,7 @@ def test_home(run_in, tmp_path):
     assert Path(folder).parent == tmp_path / "home" / ".cache" / "fastreg"
     assert setting == "''"
     assert counts == "0 1"
-    assert list(Path(folder).rglob("*_sums*.nbi"))
+    assert list(Path(folder).rglob("penalty.sums*.nbi"))
     assert (Path(folder).parent.stat().st_mode & 0o777) == 0o700
 
 
@@ -52,7 +52,7 @@ def test_numbas_own_setting_comes_first(run_in, tmp_path):
     folder, setting, _ = run_in(NUMBA_CACHE_DIR=chosen, XDG_CACHE_HOME=other)
     assert Path(folder).parent == chosen / "fastreg"
     assert setting == repr(str(chosen))
-    assert list(Path(folder).rglob("*_sums*.nbi"))
+    assert list(Path(folder).rglob("penalty.sums*.nbi"))
     assert not other.exists()
     assert not (tmp_path / "home").exists()
 
@@ -114,14 +114,14 @@ def test_modes(tmp_path, mode, usable):
     folder = tmp_path / "folder"
     folder.mkdir()
     folder.chmod(mode)
-    assert _jit._usable(folder) is usable
+    assert jit._usable(folder) is usable
     assert not list(folder.iterdir())
 
 
 @as_root
 def test_folders_of_somebody_else_are_refused(tmp_path):
     os.chown(tmp_path, 12345, -1)
-    assert not _jit._usable(tmp_path)
+    assert not jit._usable(tmp_path)
 
 
 def test_no_folder_at_all(run_in):
@@ -141,36 +141,36 @@ tempfile.gettempdir = gettempdir
 def test_no_candidate_is_usable(monkeypatch, tmp_path):
     (tmp_path / "file").write_bytes(b"")
     candidates = [tmp_path / "file", tmp_path / "file" / "below"]
-    monkeypatch.setattr(_jit, "_candidates", lambda: candidates)
-    assert _jit._choose_folder() is None
+    monkeypatch.setattr(jit, "_candidates", lambda: candidates)
+    assert jit._choose_folder() is None
     candidates.append(tmp_path / "folder")
-    assert _jit._choose_folder().parent == tmp_path / "folder"
+    assert jit._choose_folder().parent == tmp_path / "folder"
 
 
 def test_functions_are_compiled_without_a_folder(monkeypatch):
-    monkeypatch.setattr(_jit, "_CACHE_FOLDER", None)
-    assert _jit.jit(lambda a: a + 1)(2) == 3
-    assert _jit.cache_folder() is None
+    monkeypatch.setattr(jit, "_CACHE_FOLDER", None)
+    assert jit.jit(lambda a: a + 1)(2) == 3
+    assert jit.cache_folder() is None
 
 
 def test_numbas_setting_comes_back_after_an_error(monkeypatch, tmp_path):
-    monkeypatch.setattr(_jit, "_CACHE_FOLDER", tmp_path)
+    monkeypatch.setattr(jit, "_CACHE_FOLDER", tmp_path)
     before = config.CACHE_DIR
     with pytest.raises(TypeError):
-        _jit.jit("not a function")
+        jit.jit("not a function")
     assert before == config.CACHE_DIR
 
 
 def test_candidates_in_order(monkeypatch, tmp_path):
     monkeypatch.setattr(config, "CACHE_DIR", str(tmp_path / "numba"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    first, second, third, last = _jit._candidates()
+    first, second, third, last = jit._candidates()
     assert (first, second) == (tmp_path / "numba" / "fastreg", tmp_path / "xdg" / "fastreg")
     assert third == Path.home() / ".cache" / "fastreg"
     assert last.parent == Path(tempfile.gettempdir())
     monkeypatch.setattr(config, "CACHE_DIR", "")
     monkeypatch.delenv("XDG_CACHE_HOME")
-    assert _jit._candidates() == [third, last]
+    assert jit._candidates() == [third, last]
 
 
 def test_a_second_process_loads_what_the_first_compiled(run_in):
@@ -180,13 +180,17 @@ def test_a_second_process_loads_what_the_first_compiled(run_in):
 
 
 def test_other_sources_get_another_folder(monkeypatch, tmp_path):
-    (tmp_path / "_jit.py").write_text("a = 1\n")
-    (tmp_path / "other.py").write_text("b = 1\n")
-    monkeypatch.setattr(_jit, "__file__", str(tmp_path / "_jit.py"))
-    before = _jit._fingerprint()
-    assert _jit._fingerprint() == before
-    (tmp_path / "other.py").write_text("b = 2\n")
-    assert _jit._fingerprint() != before
+    sources = [tmp_path / "cpu" / "jit.py", tmp_path / "other.py", tmp_path / "other" / "inner.py"]
+    for source in sources:
+        source.parent.mkdir(exist_ok=True)
+        source.write_text("a = 1\n")
+    monkeypatch.setattr(jit, "__file__", str(sources[0]))
+    fingerprints = {jit._fingerprint()}
+    assert fingerprints == {jit._fingerprint()}
+    for source in sources:
+        source.write_text("a = 2\n")
+        fingerprints.add(jit._fingerprint())
+    assert len(fingerprints) == 4
 
 
 def test_kernels_for_another_processor_are_not_mixed_up(run_in):
