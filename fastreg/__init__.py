@@ -6,8 +6,8 @@ import fastreg._backend  # noqa: F401 - first: it refuses what the rest would fa
 # isort: on
 from fastreg_kernels import set_num_threads
 
-from fastreg._bridge import get_bridge, set_bridge, set_crossover
-from fastreg._buffers import clear_buffers
+from fastreg._bridges.buffers import clear as clear_buffers
+from fastreg._bridges.settings import get_bridge, set_bridge, set_crossover
 from fastreg._info import info
 from fastreg._version import __version__
 from fastreg.embedding import Embedding

@@ -17,9 +17,12 @@ from llvmlite import binding
 from rich.console import Console
 from rich.table import Table
 
-from fastreg import _bridge, _buffers, _device
+from fastreg._bridges import buffers, choose, counters, native
+from fastreg._bridges.callback import device
+from fastreg._bridges.settings import get_bridge
 from fastreg._version import __version__
 
+_GRAPH = choose.Place(tf.float32, eager=False)
 _SHOWN = frozenset({"sse2", "avx", "avx2", "avx512f", "f16c", "fma", "neon"})
 
 
@@ -30,8 +33,8 @@ def info() -> dict[str, Any]:
     -------
     dict
         `versions`; `cpu`, `cpu_features` (those that matter to the kernels), `gpus`; `threading_layer`, `threads`,
-        `serial_reason` (why kernels run on one thread, or None); `bridge` (as set), `crossover` (elements, for `graph`
-        and `eager`); `gpu_crossover` and `gpu_obstacle` (the same for tensors on a GPU, and why the kernels cannot
+        `serial_reason` (why kernels run on one thread, or None); `bridge` (as set), `native_obstacle` (why native ops
+        cannot serve, or None), `crossover` (elements, for `native` ops, and for callbacks in a `graph` and `eager`); `gpu_crossover` and `gpu_obstacle` (the same for tensors on a GPU, and why the kernels cannot
         serve them, as far as is known, or None); `choices` (how often which bridge was chosen, and why: once per trace
         of a graph, once per call when eager); `kernel_calls` (how often a kernel ran through TensorFlow);
         `buffer_bytes` (held for gradients); `kernel_cache` (folder of compiled kernels, or None where none is
@@ -52,16 +55,21 @@ def info() -> dict[str, Any]:
         "threading_layer": fastreg_kernels.threading_layer(),
         "threads": fastreg_kernels.get_num_threads(),
         "serial_reason": _threads.serial_reason(),
-        "bridge": _bridge.get_bridge(),
-        "crossover": {"graph": _bridge.crossover(eager=False), "eager": _bridge.crossover(eager=True)},
-        "gpu_crossover": _bridge.crossover(eager=False, gpu=True),
-        "gpu_obstacle": _device.obstacle(),
+        "bridge": get_bridge(),
+        "native_obstacle": native.obstacle(),
+        "crossover": {
+            "native": choose.crossover("native", _GRAPH),
+            "graph": choose.crossover("py_function", _GRAPH),
+            "eager": choose.crossover("py_function", _GRAPH._replace(eager=True)),
+        },
+        "gpu_crossover": choose.crossover("py_function", _GRAPH._replace(gpu=True)),
+        "gpu_obstacle": device.obstacle(),
         "choices": [
             {"bridge": choice.bridge, "reason": choice.reason, "count": count}
-            for choice, count in _bridge.statistics.choices.most_common()
+            for choice, count in counters.choices.most_common()
         ],
-        "kernel_calls": _bridge.statistics.kernel_calls,
-        "buffer_bytes": _buffers.pool.nbytes(),
+        "kernel_calls": counters.kernel_calls(),
+        "buffer_bytes": buffers.nbytes(),
         "kernel_cache": None if jit.cache_folder() is None else str(jit.cache_folder()),
     }
 

@@ -10,7 +10,8 @@ from typing import Any
 
 import keras
 
-from fastreg import _bridge
+from fastreg._bridges import choose
+from fastreg._bridges.counters import Choice
 from fastreg._lazy.clone import lazy_clone
 from fastreg._lazy.table import LazyTable
 from fastreg.regularizers import REPLACEMENTS, _Penalty
@@ -29,7 +30,7 @@ class RegularizedValue:
     size : int or None
         Elements; None for an activity, whose size depends on the batch.
     dtype : str
-    bridge : {"py_function", "tensorflow", "dynamic", "keras", "lazy"}
+    bridge : {"native", "py_function", "tensorflow", "dynamic", "keras", "lazy"}
         What computes the penalty in `fit`: the kernels, TensorFlow's ops, one of these by the size at run time, or
         the regularizer's own code, if it is not fastreg's; `"lazy"` for the table of a `fastreg.Embedding`, whose
         penalty is tracked as its rows are updated.
@@ -161,7 +162,7 @@ def _row(
     path: str, kind: str, regularizer: Any, size: int | None, dtype: str, *, eager: bool, xla: bool
 ) -> RegularizedValue:
     if not isinstance(regularizer, _Penalty):
-        choice = _bridge.Choice("keras", "not a regularizer of fastreg")
+        choice = Choice("keras", "not a regularizer of fastreg")
     else:
-        choice = _bridge.foresee(dtype, size, eager, xla)
+        choice = choose.foresee(dtype, size, eager, xla)
     return RegularizedValue(path, kind, regularizer, size, dtype, choice.bridge, choice.reason)

@@ -8,7 +8,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from fastreg import _bridge
+from fastreg._bridges import support
 from fastreg._lazy import gradients, rules
 from fastreg._lazy.formulas import arithmetic_dtype
 from fastreg._lazy.table import LazyTable
@@ -147,7 +147,7 @@ class LazyRegularization(keras.optimizers.LossScaleOptimizer):  # type: ignore[m
             return self.add_variable(shape, initializer, dtype=table.dtype, name=f"{path}_{name}")
 
     def _check(self, sparse: Sequence[tuple[Any, LazyTable]]) -> None:
-        if _bridge.in_xla():
+        if support.in_xla():
             raise NotImplementedError(
                 "Lazily regularised tables cannot be trained in code that XLA compiles. "
                 "Compile the model with jit_compile=False."

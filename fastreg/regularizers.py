@@ -52,7 +52,7 @@ class L1(_Penalty):
     l1: float
 
     def __init__(self, l1: float | None = 0.01) -> None:
-        self.l1 = _validation.factor(0.01 if l1 is None else l1, "l1")
+        self.l1 = _validation.factor_or_source(0.01 if l1 is None else l1, "l1")
 
     def __call__(self, x: Any) -> tf.Tensor:
         """The penalty of x: a scalar tensor of x's dtype."""
@@ -89,7 +89,7 @@ class L2(_Penalty):
     l2: float
 
     def __init__(self, l2: float | None = 0.01) -> None:
-        self.l2 = _validation.factor(0.01 if l2 is None else l2, "l2")
+        self.l2 = _validation.factor_or_source(0.01 if l2 is None else l2, "l2")
 
     def __call__(self, x: Any) -> tf.Tensor:
         """The penalty of x: a scalar tensor of x's dtype."""
@@ -128,8 +128,8 @@ class L1L2(_Penalty):
     l2: float
 
     def __init__(self, l1: float | None = 0.0, l2: float | None = 0.0) -> None:
-        self.l1 = _validation.factor(0.0 if l1 is None else l1, "l1")
-        self.l2 = _validation.factor(0.0 if l2 is None else l2, "l2")
+        self.l1 = _validation.factor_or_source(0.0 if l1 is None else l1, "l1")
+        self.l2 = _validation.factor_or_source(0.0 if l2 is None else l2, "l2")
 
     def __call__(self, x: Any) -> tf.Tensor:
         """The penalty of x: a scalar tensor of x's dtype."""

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from rich.console import Console
 
-from fastreg import _bridge
+from fastreg._bridges import choose
 from fastreg_benchmarks import penalty, results
 from fastreg_benchmarks.cases import VALUE_AND_GRADIENT, Case
 from fastreg_benchmarks.measure import measure_case, release
@@ -64,7 +64,7 @@ def _line(rows: Sequence[Row], case: Case, mode: str) -> str:
 
 def _conclusion(mode: str, dtype: str, size: int | None) -> str:
     name = CONSTANTS.get(mode, mode)
-    now = getattr(_bridge, name, None)
+    now = getattr(choose, name, None)
     found = "the forced bridge is not faster at the largest size" if size is None else _power_of_two(size)
     return f"{name} from {dtype}: {found}" + (f"   (now {_power_of_two(now)})" if now is not None else "")
 

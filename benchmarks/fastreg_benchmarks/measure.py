@@ -9,7 +9,7 @@ from dataclasses import asdict
 from typing import Any
 
 import fastreg
-from fastreg import _bridge
+from fastreg._bridges import counters
 from fastreg.cli import UsageError
 from fastreg_benchmarks import bandwidth, check, environment, stats, timing
 from fastreg_benchmarks.cases import Case, Inputs
@@ -98,9 +98,9 @@ def release() -> None:
 
 def prepare(inputs: Inputs, provider: Provider, run: Run) -> tuple[check.Verdict, str]:
     """Warm a run up and check its result; also what bridge served it, if it is one of fastreg's."""
-    before = Counter(_bridge.statistics.choices)
+    before = Counter(counters.choices)
     value, gradient = provider.read(timing.warm_up(run))
-    served = Counter(_bridge.statistics.choices) - before
+    served = Counter(counters.choices) - before
     bridge = "/".join(sorted({choice.bridge for choice in served}))
     in_dtype = provider.accumulates_in_dtype or bridge == "tensorflow"
     return check.check(inputs, value, gradient, in_dtype), bridge

@@ -10,7 +10,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from fastreg import _bridge, _buffers
+from fastreg._bridges import buffers, counters, support
+from fastreg._bridges.callback import exchange
+from fastreg._bridges.custom_gradient import differentiable
 from fastreg._lazy.formulas import arithmetic_dtype
 
 UNIQUE_IDS = "fastreg_unique_ids"
@@ -44,23 +46,23 @@ def sum_rows(values: tf.Tensor, positions: tf.Tensor, count: tf.Tensor) -> tf.Te
     By the kernel of that name, except under XLA.
     """
     dtype = arithmetic_dtype(values.dtype)
-    if _bridge.in_xla():
+    if support.in_xla():
         return tf.math.unsorted_segment_sum(tf.cast(values, dtype), positions, count)
 
-    @_bridge.differentiable
+    @differentiable
     def summed(values: tf.Tensor) -> Any:
-        (sums,) = _bridge.call(_sum_rows, [values, positions, count], [(None, values.shape[1])], [dtype])
+        (sums,) = exchange.call(_sum_rows, [values, positions, count], [(None, values.shape[1])], [dtype])
         return sums, lambda upstream: tf.cast(tf.gather(upstream, positions), values.dtype)
 
     return summed(values)
 
 
 def _sum_rows(values: tf.Tensor, positions: tf.Tensor, count: tf.Tensor) -> tuple[tf.Tensor]:
-    array = _bridge.host_array(values)
-    buffer = _buffers.pool.take((int(count), array.shape[1]), np.dtype(arithmetic_dtype(values.dtype).as_numpy_dtype))
-    fastreg_kernels.sum_rows(array, _bridge.host_array(positions), int(count), out=buffer)
-    _bridge.statistics.count_kernel_call()
-    return (_bridge.tensor(buffer),)
+    array = exchange.host_array(values)
+    buffer = buffers.array((int(count), array.shape[1]), np.dtype(arithmetic_dtype(values.dtype).as_numpy_dtype))
+    fastreg_kernels.sum_rows(array, exchange.host_array(positions), int(count), out=buffer)
+    counters.count_kernel_call()
+    return (exchange.tensor(buffer),)
 
 
 def all_finite(gradients: Sequence[Any]) -> tf.Tensor:

@@ -9,7 +9,7 @@ import tensorflow as tf
 from tensorflow.python.ops.control_flow_v2_func_graphs import CondBranchFuncGraph, WhileBodyFuncGraph
 from tensorflow.python.ops.resource_variable_ops import variable_accessed
 
-from fastreg import _bridge
+from fastreg._bridges.custom_gradient import differentiable
 from fastreg._lazy.gradients import sum_rows
 
 
@@ -47,7 +47,7 @@ def with_gradient(
 
     branch = _in_branch()
 
-    @_bridge.differentiable
+    @differentiable
     def through(source: tf.Tensor) -> Any:  # noqa: ARG001
         def backward(upstream: tf.Tensor) -> Any:
             values = tf.reshape(upstream, [-1, shape[1]])

@@ -20,7 +20,8 @@ import tensorflow as tf
 from numpy.typing import NDArray
 from tensorflow.python.eager import record
 
-from fastreg import _bridge, _buffers
+from fastreg._bridges import buffers, counters
+from fastreg._bridges.callback import exchange
 from fastreg._lazy.formulas import FRESH, LARGEST_THRESHOLD, SMALLEST_PRODUCT
 
 _CHUNK_BYTES = 4 << 20
@@ -70,7 +71,7 @@ def writable(handle: tf.Tensor, dtype: tf.DType) -> Iterator[NDArray[Any]]:
     with record.stop_recording():  # a tape would keep the tensor, hence a second reference, alive
         tf.raw_ops.ResourceGather(resource=handle, indices=_first_row(), dtype=dtype)
         tf.raw_ops.DisableCopyOnRead(resource=handle)  # or the next line would copy
-        array = _bridge.host_array(tf.raw_ops.ReadVariableOp(resource=handle, dtype=dtype))
+        array = exchange.host_array(tf.raw_ops.ReadVariableOp(resource=handle, dtype=dtype))
     memory = (ctypes.c_byte * array.nbytes).from_address(array.__array_interface__["data"][0])
     try:
         yield np.ctypeslib.as_array(memory).view(array.dtype).reshape(array.shape)
@@ -94,16 +95,16 @@ def lookup(
     InvalidValueError
         If an id is negative or not below the number of rows.
     """
-    array = _bridge.host_array(ids)
+    array = exchange.host_array(ids)
     with opened(dtype, table, stamps, state) as (weights, marks, numbers):
         wrong = np.flatnonzero((array < 0) | (array >= len(weights)))
         if wrong.size:
             message = f"ids[{wrong[0]}] = {array[wrong[0]]} is not in [0, {len(weights)})"
             raise InvalidValueError(None, None, message)
-        rows = _buffers.pool.take((len(array), weights.shape[1]), weights.dtype)
+        rows = buffers.array((len(array), weights.shape[1]), weights.dtype)
         unique, positions = fastreg_kernels.lookup_rows(weights, marks, array, numbers[0], numbers[1], rows)
-    _bridge.statistics.count_kernel_call()
-    return _bridge.tensor(rows), tf.constant(unique), tf.constant(positions)
+    counters.count_kernel_call()
+    return exchange.tensor(rows), tf.constant(unique), tf.constant(positions)
 
 
 class InvalidValueError(tf.errors.InvalidArgumentError, ValueError):  # type: ignore[misc]
@@ -119,7 +120,7 @@ def flush(dtype: tf.DType, *handles: tf.Tensor) -> None:
         for part in _chunks(rows):
             fastreg_kernels.shrink(rows[part], *_factors(numbers, marks[part]), out=rows[part])
             marks[part] = FRESH
-            _bridge.statistics.count_kernel_call()
+            counters.count_kernel_call()
         numbers[[0, 1, 4]] = *FRESH, math.inf
 
 
@@ -129,7 +130,7 @@ def refresh(dtype: tf.DType, *handles: tf.Tensor) -> None:
         sums = np.zeros(2)
         for part in _chunks(rows):
             sums += fastreg_kernels.forward(fastreg_kernels.shrink(rows[part], *_factors(numbers, marks[part])))
-            _bridge.statistics.count_kernel_call()
+            counters.count_kernel_call()
         numbers[2:] = *sums, 0.0
 
 
@@ -161,7 +162,7 @@ def update(
     if not scale > 0.0:
         message = f"expected 2 * learning_rate * l2 < 1. Received: learning_rate={rate}, l2={l2}"
         raise InvalidValueError(None, None, f"Invalid value for learning_rate * l2: {message}")
-    rows, steps = _bridge.host_array(indices), _bridge.host_array(step)
+    rows, steps = exchange.host_array(indices), exchange.host_array(step)
     with opened(dtype, table, stamps, state) as (weights, marks, numbers):
         product = numbers[0] * scale
         total = numbers[1] + rate * l1 / product
@@ -170,7 +171,7 @@ def update(
             numbers[:4] = product, total, UNTRACKED, np.maximum(numbers[3] * scale**2 + change, 0.0)
         else:
             numbers[[0, 1, 4]] = product, total, numbers[4] + 1.0
-    _bridge.statistics.count_kernel_call()
+    counters.count_kernel_call()
     return bool(product < SMALLEST_PRODUCT or product * total > LARGEST_THRESHOLD)
 
 

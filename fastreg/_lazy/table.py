@@ -11,7 +11,8 @@ import tensorflow as tf
 from keras.src.backend.common.stateless_scope import in_stateless_scope
 from tensorflow.python.saved_model import save_context
 
-from fastreg import _bridge, _buffers
+from fastreg._bridges import buffers, support
+from fastreg._bridges.callback import exchange
 from fastreg._lazy import formulas, memory
 from fastreg._lazy.gradients import UNIQUE_IDS
 from fastreg._lazy.graph import when, with_gradient
@@ -59,7 +60,7 @@ class LazyTable(keras.Variable):  # type: ignore[misc]
                 fresh, rows = tf.constant([formulas.FRESH], tf.float64), self._value.shape[0]
                 self._stamps = tf.Variable(lambda: tf.tile(fresh, [rows, 1]), trainable=False)
                 self._state = tf.Variable(tf.constant(memory.State(), tf.float64), trainable=False)
-        _buffers.pool.clear_after(self)
+        buffers.clear_after(self)
 
     @property
     def factors(self) -> tuple[float, float]:
@@ -149,7 +150,7 @@ class LazyTable(keras.Variable):  # type: ignore[misc]
             action(dtype, *handles)
             return (tf.constant(True),)
 
-        _bridge.call(run, self._handles(), [()], [tf.bool])
+        exchange.call(run, self._handles(), [()], [tf.bool])
 
     def lookup(self, ids: tf.Tensor, dtype: Any) -> tf.Tensor:
         """True rows, of shape `(*ids.shape, width)`, in this dtype. The gradient is that of the true rows.
@@ -169,7 +170,7 @@ class LazyTable(keras.Variable):  # type: ignore[misc]
         return tf.ensure_shape(tf.reshape(rows, shape), ids.shape.concatenate([self._shape[1]]))
 
     def _true_rows(self, ids: tf.Tensor, dtype: Any) -> tf.Tensor:
-        if _bridge.in_xla():  # where no callback runs
+        if support.in_xla():  # where no callback runs
             rows, stamps = tf.gather(self._value, ids), tf.gather(self._stamps, ids)
             wide = tf.cast(rows, formulas.arithmetic_dtype(rows.dtype))
             shrunk = formulas.shrink(wide, *formulas.factors(self._state.read_value(), stamps))
@@ -182,7 +183,7 @@ class LazyTable(keras.Variable):  # type: ignore[misc]
             return memory.lookup(stored, *inputs)
 
         shapes, dtypes = [(None, self._shape[1]), (None,), ids.shape], [stored, ids.dtype, tf.int32]
-        rows, unique, positions = _bridge.call(lookup, [*self._handles(), ids], shapes, dtypes)
+        rows, unique, positions = exchange.call(lookup, [*self._handles(), ids], shapes, dtypes)
         unique = tf.identity(unique, name=UNIQUE_IDS)
         return with_gradient(self._value, rows, unique, positions, dtype)
 
@@ -192,7 +193,7 @@ class LazyTable(keras.Variable):  # type: ignore[misc]
         With L1 it is up to `penalty_every` steps old in a training step, in which a tape records, and exact elsewhere.
         """
         l1, l2 = self.factors
-        oldest = self._penalty_every if l1 != 0.0 and _bridge.tape_is_active() else 1
+        oldest = self._penalty_every if l1 != 0.0 and support.tape_is_active() else 1
         self.refresh_if_older(oldest)
         sums = self._state.read_value()[2:]
         terms = [factor * sums[index] for index, factor in enumerate((l1, l2)) if factor != 0.0]
@@ -238,7 +239,7 @@ class LazyTable(keras.Variable):  # type: ignore[misc]
         def update(*inputs: tf.Tensor) -> tuple[tf.Tensor]:
             return (tf.constant(memory.update(dtype, l1, l2, *inputs)),)
 
-        (due,) = _bridge.call(update, [*self._handles(), learning_rate, rows, step], [()], [tf.bool])
+        (due,) = exchange.call(update, [*self._handles(), learning_rate, rows, step], [()], [tf.bool])
         self._flush_if(due)
 
 

@@ -30,13 +30,14 @@ def _has_kernels(dtype: np.dtype[Any]) -> bool:
 
 
 @functools.cache
-def _storage(dtype: np.dtype[Any]) -> np.dtype[Any]:
+def storage(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """The dtype as which the kernels take elements of this one."""
     return _BITS.get(dtype.name, dtype)
 
 
 def stored(flat: NDArray[Any]) -> NDArray[Any]:
     """A view of an array as the kernels take it: half types as the integers that `cpu.vector` knows them by."""
-    return flat.view(_storage(flat.dtype))
+    return flat.view(storage(flat.dtype))
 
 
 def arithmetic_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:

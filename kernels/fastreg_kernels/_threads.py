@@ -28,6 +28,12 @@ from pathlib import Path
 
 import numba
 
+from fastreg_kernels import _shared
+
+WORDS, ALLOWED, RUNNING = 2, 0, 1
+"""What compiled code knows of threads: how many a kernel may use, and how many kernels run that may use several."""
+
+_cells = _shared.region("fastreg_threads", WORDS)
 _lock = threading.Lock()
 _layer: str | None = None
 _limit: int | None = None
@@ -58,6 +64,8 @@ def set_num_threads(n: int) -> None:
     if not 1 <= count <= most:
         raise ValueError(f"Invalid value for argument n: expected 1 to {most} threads. Received: n={n}")
     _limit = count
+    if _layer is not None:
+        _publish()
 
 
 def get_num_threads() -> int:
@@ -74,6 +82,7 @@ def threading_layer() -> str:
         with _lock:
             if _layer is None:
                 _layer = _start()
+                _publish()
     return _layer
 
 
@@ -115,6 +124,11 @@ def _start() -> str:
     return layer
 
 
+def _publish() -> None:
+    """Tell compiled code."""
+    _cells[ALLOWED] = get_num_threads()
+
+
 def _threads_started() -> bool:
     try:
         numba.threading_layer()
@@ -139,6 +153,7 @@ def _after_fork_in_child() -> None:
     global _forked_with_threads, _lock
     _lock = threading.Lock()
     _forked_with_threads = _forked_with_threads or _threads_started()
+    _cells[:] = 1, 0
 
 
 if hasattr(os, "register_at_fork"):

@@ -19,7 +19,10 @@ import tensorflow as tf
 from keras import layers
 
 import fastreg
-from fastreg import _bridge
+from fastreg._bridges import settings
+
+FORCED = ("native", "py_function")
+"""The bridges that use kernels whatever the size."""
 
 STEPS_PER_EPOCH, EPOCHS, BATCH = 8, 7, 8
 
@@ -30,7 +33,7 @@ gc.freeze()  # what is imported by now stays: the collections of the tests need 
 def fresh_state():
     """Settings, policies and seeds as in a new process, before and after each test."""
     bridge = fastreg.get_bridge()
-    _bridge._warned.clear()
+    settings._warned.clear()
     keras.utils.set_random_seed(1)
     yield
     fastreg.set_bridge(bridge)
@@ -47,7 +50,7 @@ class Bridge:
 
     def __init__(self, name):
         fastreg.set_bridge(name)
-        self.name, self.forced = name, name == "py_function"
+        self.name, self.forced = name, name in FORCED
         self._calls, self._choices, self._reason = fastreg.info()["kernel_calls"], _choices(), None
 
     def kernel_calls(self):
@@ -78,18 +81,18 @@ def _choices():
     return Counter({(entry["bridge"], entry["reason"]): entry["count"] for entry in fastreg.info()["choices"]})
 
 
-@pytest.fixture(params=["py_function", "auto"])
+@pytest.fixture(params=[*FORCED, "auto"])
 def bridge(request, fresh_state):
-    """Runs a test twice: on kernels whatever the size, and as users get them."""
+    """Runs a test on each way to the kernels, whatever the size, and as users get them."""
     chosen = Bridge(request.param)
     yield chosen
     chosen.check()
 
 
-@pytest.fixture
-def forced(fresh_state):
+@pytest.fixture(params=FORCED)
+def forced(request, fresh_state):
     """For tests about the kernels' own path."""
-    chosen = Bridge("py_function")
+    chosen = Bridge(request.param)
     yield chosen
     chosen.check()
 

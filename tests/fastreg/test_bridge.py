@@ -8,7 +8,8 @@ import pytest
 import tensorflow as tf
 
 import fastreg
-from fastreg import _bridge
+from fastreg._bridges import buffers
+from fastreg._bridges.callback import exchange
 
 
 @pytest.mark.parametrize("name", ["auto", "py_function", "tensorflow"])
@@ -194,11 +195,11 @@ def test_eager_calls_use_no_py_function(forced, gradient, monkeypatch):
 
 def test_host_arrays_and_tensors_share_memory():
     x = tf.constant([1.0, 2.0])
-    array = _bridge.host_array(x)
+    array = exchange.host_array(x)
     assert not array.flags.writeable
     assert array.__array_interface__["data"] == np.asarray(x).__array_interface__["data"]
-    buffer = _bridge.empty(array)
-    made = _bridge.tensor(buffer)
+    buffer = buffers.array(array.shape, array.dtype)
+    made = exchange.tensor(buffer)
     assert np.asarray(made).__array_interface__["data"][0] == buffer.__array_interface__["data"][0]
 
 

@@ -11,12 +11,20 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, multiple, rule
 
 import fastreg
-from fastreg import _bridge, _buffers
+from fastreg._bridges import buffers
+from fastreg._bridges.callback import exchange
 
 DTYPES = [np.dtype(name) for name in ("float16", "float32", "float64")]
 SHAPES = [(0,), (), (1,), (7,), (3, 5), (1000,), (257, 133), (40_000,), (4, 0, 2)]
 SIZE = 100_000
 """Elements, of float32 as a rule: enough for memory to be kept."""
+
+
+def fresh_pool():
+    """The pool of the process, without what others left there."""
+    gc.collect()
+    buffers.clear()
+    return buffers
 
 
 def address(array):
@@ -25,11 +33,11 @@ def address(array):
 
 @given(shape=st.lists(st.integers(0, 40), max_size=3).map(tuple), dtype=st.sampled_from(DTYPES))
 def test_shape_dtype_and_alignment(shape, dtype):
-    pool = _buffers.BufferPool()
-    arrays = [pool.take(shape, dtype) for _ in range(3)]
+    pool = fresh_pool()
+    arrays = [pool.array(shape, dtype) for _ in range(3)]
     for array in arrays:
         assert (array.shape, array.dtype) == (shape, dtype)
-        assert array.size == 0 or address(array) % _buffers.ALIGNMENT == 0
+        assert array.size == 0 or address(array) % buffers.ALIGNMENT == 0
         assert array.flags.c_contiguous
         assert array.flags.writeable
 
@@ -41,7 +49,7 @@ class Holders(RuleBasedStateMachine):
 
     def __init__(self):
         super().__init__()
-        self.pool, self.live, self.next = _buffers.BufferPool(), {}, 0
+        self.pool, self.live, self.next = fresh_pool(), {}, 0
 
     def hold(self, holder, base):
         """Remember who holds memory, and which number it must go on to show."""
@@ -51,7 +59,7 @@ class Holders(RuleBasedStateMachine):
 
     @rule(target=held, shape=st.sampled_from(SHAPES), dtype=st.sampled_from(DTYPES))
     def take(self, shape, dtype):
-        array = self.pool.take(shape, dtype)
+        array = self.pool.array(shape, dtype)
         mark = self.next % 1000
         array.fill(mark)
         return self.hold(array, mark)
@@ -71,7 +79,7 @@ class Holders(RuleBasedStateMachine):
         elif kind == "memoryview":
             shared = memoryview(array)
         elif array.flags.writeable:
-            shared = _bridge.tensor(array)
+            shared = exchange.tensor(array)
             if kind == "slice of tensor":
                 shared = np.asarray(shared).reshape(-1)[-1:]
         else:
@@ -97,91 +105,91 @@ TestHolders.settings = settings(max_examples=60, stateful_step_count=40, deadlin
 
 
 def test_released_memory_is_reused():
-    pool = _buffers.BufferPool()
+    pool = fresh_pool()
     for hold in (
         lambda array: array,
         lambda array: array.reshape(-1)[::2],
         lambda array: array.view(np.uint8),
-        _bridge.tensor,
-        lambda array: tf.identity(_bridge.tensor(array)),
-        lambda array: _bridge.tensor(array).__dlpack__(),
+        exchange.tensor,
+        lambda array: tf.identity(exchange.tensor(array)),
+        lambda array: exchange.tensor(array).__dlpack__(),
     ):
-        first = pool.take((SIZE,), DTYPES[1])
+        first = pool.array((SIZE,), DTYPES[1])
         place, holder = address(first), hold(first)
         del first
-        second = pool.take((SIZE,), DTYPES[1])
+        second = pool.array((SIZE,), DTYPES[1])
         assert address(second) != place
         del holder
-        assert address(pool.take((SIZE,), DTYPES[1])) == place
+        assert address(pool.array((SIZE,), DTYPES[1])) == place
         pool.clear()
 
 
 def test_smaller_requests_are_served_too():
     """A ragged last batch reuses the buffer of the others, something much smaller does not."""
-    pool = _buffers.BufferPool()
-    place = address(pool.take((SIZE,), DTYPES[1]))
-    assert address(pool.take((SIZE * 9 // 10,), DTYPES[1])) == place
-    assert address(pool.take((SIZE // 5,), DTYPES[1])) != place
-    assert address(pool.take((SIZE // 4, 4), DTYPES[1])) == place
-    assert address(pool.take((SIZE // 2,), DTYPES[2])) == place
+    pool = fresh_pool()
+    place = address(pool.array((SIZE,), DTYPES[1]))
+    assert address(pool.array((SIZE * 9 // 10,), DTYPES[1])) == place
+    assert address(pool.array((SIZE // 5,), DTYPES[1])) != place
+    assert address(pool.array((SIZE // 4, 4), DTYPES[1])) == place
+    assert address(pool.array((SIZE // 2,), DTYPES[2])) == place
 
 
 def test_small_pieces_are_left_to_the_c_library():
-    pool = _buffers.BufferPool()
-    small, least = (pool.take((size,), np.dtype(np.uint8)) for size in (_buffers.SMALLEST - 1, _buffers.SMALLEST))
+    pool = fresh_pool()
+    small, least = (pool.array((size,), np.dtype(np.uint8)) for size in (buffers.SMALLEST - 1, buffers.SMALLEST))
     assert small.nbytes < least.nbytes <= pool.nbytes() < small.nbytes + least.nbytes
 
 
 def test_the_best_fit_is_chosen():
-    pool = _buffers.BufferPool()
-    large, small = pool.take((SIZE * 6 // 5,), DTYPES[1]), pool.take((SIZE,), DTYPES[1])
+    pool = fresh_pool()
+    large, small = pool.array((SIZE * 6 // 5,), DTYPES[1]), pool.array((SIZE,), DTYPES[1])
     place = address(small)
     del large, small
-    assert address(pool.take((SIZE,), DTYPES[1])) == place
+    assert address(pool.array((SIZE,), DTYPES[1])) == place
 
 
 def test_idle_buffers_go_back():
-    pool = _buffers.BufferPool()
-    del (large := [pool.take((10 * SIZE,), DTYPES[1])])[:]
+    pool = fresh_pool()
+    del (large := [pool.array((10 * SIZE,), DTYPES[1])])[:]
     assert pool.nbytes() >= 40 * SIZE
-    for _ in range(_buffers.IDLE_REQUESTS + 2):
-        pool.take((SIZE // 5,), DTYPES[1])
+    for _ in range(buffers.IDLE_REQUESTS + 2):
+        pool.array((SIZE // 5,), DTYPES[1])
     assert large == []
     assert pool.nbytes() < SIZE
 
 
 def test_buffers_in_use_are_not_idle():
-    pool = _buffers.BufferPool()
-    kept = pool.take((SIZE,), DTYPES[1])
+    pool = fresh_pool()
+    kept = pool.array((SIZE,), DTYPES[1])
     kept.fill(5)
-    for _ in range(2 * _buffers.IDLE_REQUESTS):
-        pool.take((SIZE,), DTYPES[1]).fill(6)
+    for _ in range(2 * buffers.IDLE_REQUESTS):
+        pool.array((SIZE,), DTYPES[1]).fill(6)
     assert (kept == 5).all()
 
 
 def test_clear_gives_back_and_leaves_values():
-    pool = _buffers.BufferPool()
-    kept = pool.take((SIZE,), DTYPES[1])
+    pool = fresh_pool()
+    kept = pool.array((SIZE,), DTYPES[1])
     kept.fill(5)
-    pool.take((2 * SIZE,), DTYPES[1])
+    pool.array((2 * SIZE,), DTYPES[1])
     pool.clear()
     assert pool.nbytes() == 0
     for _ in range(5):
-        pool.take((SIZE,), DTYPES[1]).fill(6)
+        pool.array((SIZE,), DTYPES[1]).fill(6)
     assert (kept == 5).all()
 
 
 def test_clear_follows_the_owner():
     """Once a penalised variable is collected, the buffers of its gradients go back to the system."""
-    pool, owner = _buffers.BufferPool(), tf.Variable(1.0)
+    pool, owner = fresh_pool(), tf.Variable(1.0)
     pool.clear_after(owner)
     pool.clear_after(owner)
-    pool.take((SIZE,), DTYPES[1])
+    pool.array((SIZE,), DTYPES[1])
     gc.collect()
     assert pool.nbytes() > 0
     del owner
     gc.collect()
-    pool.take((SIZE // 5,), DTYPES[1])
+    pool.array((SIZE // 5,), DTYPES[1])
     assert pool.nbytes() < SIZE
 
 
@@ -195,15 +203,15 @@ def eager_switching():
 
 
 def test_threads_never_share(in_threads, eager_switching):
-    pool = _buffers.BufferPool()
+    pool = fresh_pool()
 
     def work(number):
         held = []
         for turn in range(3000):
-            array = pool.take((17_000 + turn % 2,), DTYPES[1])
+            array = pool.array((17_000 + turn % 2,), DTYPES[1])
             mark = 10_000.0 * number + turn
             array.fill(mark)
-            held.append((_bridge.tensor(array) if turn % 50 == 0 else array, mark))
+            held.append((exchange.tensor(array) if turn % 50 == 0 else array, mark))
             del array
             if turn % 500 == 499 and number == 0:
                 pool.clear()
@@ -254,6 +262,6 @@ def test_training_reuses_its_buffers(forced, gradient, sizes):
         for _ in range(4):
             gradient(fastreg.L2(0.5), tf.ones(size * 1024))
     distinct = len(set(sizes))
-    assert fastreg.info()["buffer_bytes"] <= 2 * distinct * (max(sizes) * 4096 + _buffers.ALIGNMENT)
+    assert fastreg.info()["buffer_bytes"] <= 2 * distinct * (max(sizes) * 4096 + buffers.ALIGNMENT)
     fastreg.clear_buffers()
     assert fastreg.info()["buffer_bytes"] == 0

@@ -9,7 +9,7 @@ import tensorflow as tf
 from keras import layers
 
 import fastreg
-from fastreg import _bridge
+from fastreg._bridges import settings
 
 X = np.random.default_rng(0).normal(size=(8, 6)).astype("float32")
 
@@ -162,7 +162,7 @@ def test_in_a_process_without_fastreg(forced, tmp_path, run_python):
 
     with pytest.warns(RuntimeWarning, match="saved"):
         model.export(tmp_path / "exported", verbose=False)
-    _bridge._warned.clear()
+    settings._warned.clear()
     module = Module()
     module(X)
     with pytest.warns(RuntimeWarning, match="saved"):

@@ -6,14 +6,17 @@ import contextlib
 import hashlib
 import os
 import stat
+import sys
 import tempfile
+import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numba
-from numba.core import config
+from numba.core import config, event
+from numba.core.ccallback import CFunc
 from numba.core.registry import cpu_target
 
 _FLAGS = {"nogil": True, "error_model": "numpy"}
@@ -21,14 +24,53 @@ _FLAGS = {"nogil": True, "error_model": "numpy"}
 contract products, so that results would depend on the processor."""
 
 
-def jit(function: Callable[..., Any]) -> Any:
-    """Compile a function that runs on the calling thread."""
-    return _compile(function)
+class Compiler:
+    """Compiles functions, and keeps them in a folder of their own.
 
+    Parameters
+    ----------
+    *packages : Path
+        Folders of the sources that compiled functions are inlined from. A hash of these names the folder.
+    """
 
-def parallel_jit(function: Callable[..., Any]) -> Any:
-    """Compile a function whose `prange` loops run on Numba's threads."""
-    return _compile(function, parallel=True)
+    def __init__(self, *packages: Path) -> None:
+        sources = sorted(source for package in packages for source in package.rglob("*.py"))
+        fingerprint = hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()[:16]
+        self.folder = None if _ROOT is None else _ROOT / fingerprint
+        """Where compiled code is kept, or None where no folder is writable and every process compiles anew."""
+
+    def jit(self, function: Callable[..., Any]) -> Any:
+        """Compile a function that runs on the calling thread."""
+        return self._kept(numba.njit(**_FLAGS)(function))
+
+    def parallel_jit(self, function: Callable[..., Any]) -> Any:
+        """Compile a function whose `prange` loops run on Numba's threads."""
+        return self._kept(numba.njit(**_FLAGS, parallel=True)(function))
+
+    def cfunc(self, signature: Any) -> Callable[[Callable[..., Any]], Any]:
+        """Compile a function now, to be called by its address, of C's calling convention. It must not raise."""
+
+        def compiled(function: Callable[..., Any]) -> Any:
+            callback = CFunc(
+                function, (signature.args, signature.return_type), {}, {"nopython": True, "error_model": "numpy"}
+            )
+            self._kept(callback).compile()
+            return callback
+
+        return compiled
+
+    def _kept(self, compiled: Any) -> Any:
+        # Numba's own choice of folder fails at decoration in a read-only install without a home, and its key is one
+        # source file, though our kernels span several. Naming the folder ourselves mends both.
+        if self.folder is not None:
+            previous = config.CACHE_DIR
+            config.CACHE_DIR = str(self.folder)
+            try:
+                compiled.enable_caching()
+            finally:
+                config.CACHE_DIR = previous
+            _tolerate_full_disk(compiled._cache, self.folder)
+        return compiled
 
 
 def load_numba() -> None:
@@ -37,47 +79,50 @@ def load_numba() -> None:
     cpu_target.target_context.refresh()
 
 
-def cache_folder() -> Path | None:
-    """Where compiled kernels are kept, or None where no folder is writable and every process compiles anew."""
-    return _CACHE_FOLDER
-
-
-def _compile(function: Callable[..., Any], **flags: Any) -> Any:
-    if _CACHE_FOLDER is None:
-        return numba.njit(**_FLAGS, **flags)(function)
-    # Numba's own choice of folder fails at decoration in a read-only install without a home, and its key is one source
-    # file, though our kernels span several. Naming the folder ourselves mends both.
-    previous = config.CACHE_DIR
-    config.CACHE_DIR = str(_CACHE_FOLDER)
-    try:
-        dispatcher = numba.njit(cache=True, **_FLAGS, **flags)(function)
-    finally:
-        config.CACHE_DIR = previous
-    _tolerate_full_disk(dispatcher)
-    return dispatcher
-
-
-def _tolerate_full_disk(dispatcher: Any) -> None:
+def _tolerate_full_disk(cache: Any, folder: Path) -> None:
     """Have a kernel that was compiled run even if it cannot be kept for the next process, which Numba fails on."""
-    save = dispatcher._cache.save_overload
+    save = cache.save_overload
 
     def save_overload(signature: Any, data: Any) -> None:
         try:
             save(signature, data)
         except OSError as error:
             warnings.warn(
-                f"fastreg cannot keep compiled kernels in {_CACHE_FOLDER}: {error.strerror}. The next process will "
-                "compile them anew.",
+                f"fastreg cannot keep compiled kernels in {folder}: {error.strerror}. The next process will compile "
+                "them anew.",
                 RuntimeWarning,
                 stacklevel=2,
             )
 
-    dispatcher._cache.save_overload = save_overload
+    cache.save_overload = save_overload
 
 
-def _fingerprint() -> str:
-    sources = sorted(Path(__file__).parent.parent.rglob("*.py"))
-    return hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()[:16]
+class _Timings(event.Listener):  # type: ignore[misc]
+    """Seconds that compiling took in this process, by kernel, and one line on stderr if it is so long that one waits."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._started: list[float] = []
+        self._announced = False
+
+    def on_start(self, event: Any) -> None:
+        self._started.append(time.perf_counter())
+        if not self._announced and sum(self.seconds.values()) > _PATIENCE_S:
+            self._announced = True
+            where = "and keeps them for the next process" if _ROOT is not None else "which no folder can keep"
+            print(f"fastreg compiles kernels for the first time here, {where}: a few seconds.", file=sys.stderr)
+
+    def on_end(self, event: Any) -> None:
+        seconds = time.perf_counter() - self._started.pop()
+        if not self._started:  # what a kernel calls is compiled within it
+            function = event.data["dispatcher"].py_func
+            name = f"{function.__module__}.{function.__qualname__}"
+            self.seconds[name] = self.seconds.get(name, 0.0) + seconds
+
+
+def timings() -> dict[str, float]:
+    """Seconds that compiling took in this process, by kernel; nothing where all were found compiled."""
+    return dict(_timings.seconds)
 
 
 def _candidates() -> list[Path]:
@@ -107,11 +152,20 @@ def _usable(folder: Path) -> bool:
         return False
 
 
-def _choose_folder() -> Path | None:
-    for folder in _candidates():
-        if _usable(folder):
-            return folder / _fingerprint()
-    return None
+def _choose_root() -> Path | None:
+    return next(filter(_usable, _candidates()), None)
 
 
-_CACHE_FOLDER = _choose_folder()
+_ROOT = _choose_root()
+_PATIENCE_S = 0.5
+
+_timings = _Timings()
+event.register("numba:compile", _timings)
+
+_compiler = Compiler(Path(__file__).parent.parent)
+jit, parallel_jit = _compiler.jit, _compiler.parallel_jit
+
+
+def cache_folder() -> Path | None:
+    """Where compiled kernels are kept, or None where no folder is writable and every process compiles anew."""
+    return _compiler.folder

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+from numba import carray
 from numpy.typing import NDArray
 
-from fastreg_kernels import _arrays, _threads
+from fastreg_kernels import _arrays, _shared, _threads
+from fastreg_kernels._shared import atomic_add
 from fastreg_kernels.cpu.jit import jit
 from fastreg_kernels.cpu.vector import STREAM_ALIGNMENT, store, stream
 
@@ -24,6 +27,12 @@ STREAM_MIN_BYTES = 8 << 20
 """From this size on, gradients are written past the caches, which could not hold them until they are read anyway."""
 
 
+STREAMED = 4
+"""Beside the terms of a gradient (`penalty`): whether it is written past the caches."""
+
+_threads_address = _shared.address("fastreg_threads")
+
+
 def launch(serial: Any, parallel: Any, size: int, *arguments: Any) -> None:
     """Run a kernel over all blocks: on this thread where there is little to do, else on as many as are allowed."""
     count = blocks(size)
@@ -35,26 +44,51 @@ def launch(serial: Any, parallel: Any, size: int, *arguments: Any) -> None:
             parallel(threads, count, *arguments)
 
 
-def blocks(size: int) -> int:
+@jit
+def enter(blocks):
+    """How many threads compiled code may use for so many blocks; to be followed by `leave`.
+
+    Kernels that run at the same time, called by several threads, share what is allowed.
+    """
+    if blocks < PARALLEL_MIN_BLOCKS:
+        return 1
+    cells = carray(_threads_address(), _threads.WORDS, np.int64)
+    running = atomic_add(cells, _threads.RUNNING, 1)
+    return max(1, min(blocks, cells[_threads.ALLOWED] // (running + 1)))
+
+
+@jit
+def leave(blocks):
+    """The work on so many blocks is done, for which `enter` allowed threads."""
+    if blocks >= PARALLEL_MIN_BLOCKS:
+        atomic_add(carray(_threads_address(), _threads.WORDS, np.int64), _threads.RUNNING, -1)
+
+
+@jit
+def blocks(size):
     """How many blocks an array of `size` elements has."""
     return -(-size // BLOCK)
 
 
-def written(result: NDArray[Any], x: NDArray[Any]) -> tuple[NDArray[Any], bool | None]:
-    """The result as the kernels take it, and True if it is to be written past the caches, else None.
+def _is_streamed(address: int, size: int) -> bool:
+    """Whether a result of `size` bytes at this address, which is not its input, is written past the caches."""
+    return size >= STREAM_MIN_BYTES and address % STREAM_ALIGNMENT == 0
 
-    None rather than False, for Numba compiles a version of a kernel for each type.
-    """
+
+is_streamed = jit(_is_streamed)
+
+
+def written(result: NDArray[Any], x: NDArray[Any]) -> tuple[NDArray[Any], bool]:
+    """The result as the kernels take it, and whether it is to be written past the caches."""
     flat = _arrays.stored(result.reshape(-1, order="A"))
     address = _arrays.address(flat)
     in_place = address == _arrays.address(x)  # then each line is in the cache already
-    streamed = flat.nbytes >= STREAM_MIN_BYTES and not in_place and address % STREAM_ALIGNMENT == 0
-    return flat, True if streamed else None
+    return flat, not in_place and _is_streamed(address, flat.nbytes)
 
 
 @jit
 def put(out, i, v, streamed):
-    """Store a vector, past the caches unless `streamed` is None."""
+    """Store a vector, past the caches unless `streamed` is None: a kernel is compiled for either."""
     if streamed is None:
         store(out, i, v)
     else:

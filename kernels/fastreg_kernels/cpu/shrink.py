@@ -51,7 +51,8 @@ def shrink(x: NDArray[Any], scale: Any, threshold: Any, out: NDArray[Any] | None
     result, dtype = _arrays.output(x, out), _arrays.arithmetic_dtype(x.dtype)
     if np.ndim(scale) == 0 and np.ndim(threshold) == 0:
         a, b = (dtype.type(_arrays.factor(v, n)) for v, n in ((scale, "scale"), (threshold, "threshold")))
-        launch(_shrink, _shrink_parallel, flat.size, flat, *written(result, x), a, b)
+        target, streamed = written(result, x)
+        launch(_shrink, _shrink_parallel, flat.size, flat, target, True if streamed else None, a, b)
         return result
     if x.ndim == 0 or not x.flags.c_contiguous:
         raise ValueError("Invalid layout for argument x: factors per row expect rows in C order.")

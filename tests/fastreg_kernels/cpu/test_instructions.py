@@ -26,10 +26,10 @@ partials = types.Array(types.float64, 2, "C")
 ends = (types.intp, types.intp)
 kernels = {
     "sums": (penalty.sums, (*ends, x, partials)),
-    "gradient": (penalty.gradient, (*ends, x, out, types.boolean, factor, factor)),
-    "both": (penalty.both, (*ends, x, partials, out, types.boolean, factor, factor)),
+    "gradient": (penalty._gradient, (*ends, x, out, types.boolean, factor, factor)),
+    "both": (penalty._both, (*ends, x, partials, out, types.boolean, factor, factor)),
     "shrink": (_shrink, (*ends, x, out, types.boolean, factor, factor)),
-    "unstreamed": (penalty.gradient, (*ends, x, out, types.none, factor, factor)),
+    "unstreamed": (penalty._gradient, (*ends, x, out, types.none, factor, factor)),
 }
 for label, (kernel, signature) in kernels.items():
     kernel.compile(signature)

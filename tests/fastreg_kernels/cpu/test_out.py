@@ -147,8 +147,8 @@ def test_only_aligned_outs_that_are_not_x_are_written_past_the_caches(guarded, m
     x = np.zeros(256, dtype)
     monkeypatch.setattr(launch, "STREAM_MIN_BYTES", x.nbytes)
     streamed = {offset: launch.written(guarded(256, dtype, offset).array, x)[1] for offset in (0, 32, 4, 64)}
-    assert streamed == {0: True, 32: None, 4: None, 64: True}
+    assert streamed == {0: True, 32: False, 4: False, 64: True}
     aligned = guarded(256, dtype).array
-    assert launch.written(aligned, aligned)[1] is None
+    assert launch.written(aligned, aligned)[1] is False
     monkeypatch.setattr(launch, "STREAM_MIN_BYTES", x.nbytes + 1)
-    assert launch.written(aligned, x)[1] is None
+    assert launch.written(aligned, x)[1] is False

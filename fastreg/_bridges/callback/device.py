@@ -17,10 +17,13 @@ import contextlib
 import functools
 import importlib.util
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import tensorflow as tf
+
+from fastreg._bridges import counters
+from fastreg._bridges.settings import settings, warn_once
 
 
 class UnavailableError(RuntimeError):
@@ -33,16 +36,30 @@ _prepared: set[tuple[Any, ...]] = set()
 """What was compiled: dtype, terms and GPU."""
 
 
-def is_likely(x: tf.Tensor) -> bool:
-    """Whether a tensor is on a GPU, or will be: what is not placed yet, TensorFlow places there if there is one."""
-    return "GPU" in x.device if x.device else bool(tf.config.get_visible_devices("GPU"))
-
-
 def obstacle() -> str | None:
     """Why the kernels cannot serve GPUs in this process, as far as is known, or None."""
     if importlib.util.find_spec("numba_cuda") is None:
         return "no kernel for GPUs without numba-cuda"
     return _failure
+
+
+def attempt(function: Callable[..., Any], *arguments: Any) -> Any:
+    """What a function of this module returns, or None where the CUDA kernels turn out not to be available.
+
+    Raises
+    ------
+    UnavailableError
+        Then, if the bridge is set to `"py_function"`.
+    """
+    try:
+        result = function(*arguments)
+    except UnavailableError as error:
+        if settings.bridge == "py_function":
+            raise
+        warn_once(str(error))
+        return None
+    counters.count_kernel_call()
+    return result
 
 
 def value(x: tf.Tensor, l1: float, l2: float) -> tf.Tensor:

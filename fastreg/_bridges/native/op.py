@@ -1,0 +1,106 @@
+"""The native ops: their definitions, and how Python calls one, eagerly and in graphs."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import fastreg_kernels
+import tensorflow as tf
+from numba import types
+from tensorflow.python import pywrap_tfe
+from tensorflow.python.eager import context, execute
+from tensorflow.python.framework import kernels, op_def_library, op_def_registry
+
+from fastreg._bridges.native import capi, tensors
+from fastreg._bridges.native.compiler import callback
+
+FLOATS = "T: {float, double, half, bfloat16}"
+
+_lock = threading.RLock()
+
+
+@callback(types.uintp(types.uintp))
+def _no_state(construction):  # noqa: ARG001
+    return 0
+
+
+@callback(types.void(types.uintp))
+def _delete(state):  # noqa: ARG001
+    pass
+
+
+@dataclass
+class Op:
+    """An op of TensorFlow's whose kernels are ours.
+
+    Attributes
+    ----------
+    name : str
+    attributes, inputs, outputs : tuple of str
+        As in TensorFlow's own definitions.
+    shapes : compiled function
+        Infers the outputs' shapes.
+    kernel : callable
+        Compiles the kernel for these dtypes, one for each of the type attributes `types`.
+    create : compiled function
+        Makes a kernel's state of its attributes.
+    types : tuple of str
+        Type attributes that kernels differ in.
+    stateful : bool
+        Whether it does more than its outputs tell.
+    """
+
+    name: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    shapes: Any
+    kernel: Callable[..., Any]
+    attributes: tuple[str, ...] = ()
+    create: Any = _no_state
+    types: tuple[str, ...] = ("T",)
+    stateful: bool = False
+    _ready: set[tuple[tf.DType, ...]] = field(default_factory=set)
+
+    def define(self) -> None:
+        """Register the definition, unless an earlier import of this module did."""
+        if op_def_registry.get(self.name) is None:
+            capi.define(self.name, self.attributes, self.inputs, self.outputs, self.shapes.address, self.stateful)
+
+    def prepare(self, *dtypes: tf.DType) -> None:
+        """Have a kernel for these dtypes, compiled now if nobody needed it before."""
+        if dtypes in self._ready:
+            return
+        with _lock:
+            if dtypes in self._ready:
+                return
+            fastreg_kernels.threading_layer()  # starts the threads, which compiled code cannot
+            tensors.publish()
+            constraints = dict(zip(self.types, dtypes, strict=True))
+            if not _has_kernel(self.name, constraints):
+                kernel = self.kernel(*dtypes)
+                capi.register(self.name, constraints, self.create.address, kernel.address, _delete.address)
+            self._ready.add(dtypes)
+
+    def __call__(self, *inputs: Any, **attributes: Any) -> Any:
+        """Run it now, or put it into the graph that is being traced; returns what TensorFlow's own ops would."""
+        if tf.executing_eagerly():
+            pairs = [part for pair in attributes.items() for part in pair]
+            return pywrap_tfe.TFE_Py_FastPathExecute(context.context(), self.name, None, *inputs, *pairs)
+        names = (declaration.partition(":")[0] for declaration in self.inputs)
+        keywords = dict(zip(names, inputs, strict=True)) | attributes
+        _, _, operation, outputs = op_def_library._apply_op_helper(self.name, **keywords)
+        if execute.must_record_gradient():
+            attrs = tuple(part for name in operation.node_def.attr for part in (name, operation.get_attr(name)))
+            execute.record_gradient(self.name, operation.inputs, attrs, operation.outputs)
+        return outputs
+
+
+def _has_kernel(name: str, constraints: dict[str, tf.DType]) -> bool:
+    wanted = {attribute: [dtype.as_datatype_enum] for attribute, dtype in constraints.items()}
+    return any(
+        {entry.name: list(entry.allowed_values.list.type) for entry in kernel.constraint} == wanted
+        for kernel in kernels.get_registered_kernels_for_op(name).kernel
+    )

@@ -1,0 +1,225 @@
+"""What TensorFlow calls to compute penalties and their gradients: compiled, without Python and its lock.
+
+The kernels are those of `fastreg_kernels`. Here stands what is between them and TensorFlow: inputs, outputs, and the guess
+by which a value and its gradient come of one read of x.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+from fastreg_kernels import _shared
+from fastreg_kernels.cpu import launch, penalty
+from numba import carray, types
+
+from fastreg._bridges import counters
+from fastreg._bridges.native import capi
+from fastreg._bridges.native.compiler import callback, jit
+from fastreg._bridges.native.tensors import (
+    FLOAT64,
+    failed,
+    finish,
+    first,
+    handle_of_input,
+    kind,
+    output,
+    put_first,
+    scalar_output,
+    shape_of,
+)
+
+SITES = 1 << 14
+"""How many penalties can have a guess of their own; those beyond share. A wrong guess costs time, nothing else."""
+
+COMPUTE = types.void(types.uintp, types.uintp)
+"""Of the kernel's state, as `create` returned it, and the context of the call."""
+
+_guesses = _shared.region("fastreg_guesses", 2 * SITES)
+_guesses_address = _shared.address("fastreg_guesses")
+if not _guesses.any():
+    _guesses.view(np.float64).fill(np.nan)  # equals nothing
+
+
+_site_name = capi.text("site")
+
+
+@callback(types.uintp(types.uintp))
+def site(construction):
+    """The number of a penalty, as a kernel's state."""
+    status, box = capi.NewStatus(), np.zeros(1, np.int64)
+    capi.GetAttrInt64(construction, _site_name(), capi.memory(box), status)
+    capi.DeleteStatus(status)
+    return np.uintp(box[0] % SITES)
+
+
+@jit
+def _guess_of(site):
+    """The upstream gradients of the last two gradients that were not computed ahead."""
+    return carray(_guesses_address(), 2 * SITES, np.float64)[2 * site : 2 * site + 2]
+
+
+@jit
+def _terms(l1, l2, upstream, address, size):
+    """How the gradient is computed and written, and in float64 the coefficients of its terms."""
+    how = (penalty.L1_TERM if l1 != 0.0 else 0) | (penalty.L2_TERM if l2 != 0.0 else 0)
+    if how != 0 and launch.is_streamed(address, size):
+        how |= launch.STREAMED
+    scale = upstream if upstream == upstream else np.nan  # without a payload, as the kernels expect of coefficients
+    return how, scale * l1, scale * 2.0 * l2
+
+
+@jit
+def _weighted(sums, l1, l2):
+    """The penalty in float64. A factor of zero skips its term, even where the sum is not finite."""
+    value = 0.0
+    if l1 != 0.0:
+        value += l1 * sums[0]
+    if l2 != 0.0:
+        value += l2 * sums[1]
+    return value
+
+
+@jit
+def _sums(x):
+    blocks = launch.blocks(x.size)
+    partials = np.empty((blocks, 2))
+    threads = launch.enter(blocks)
+    if threads == 1:
+        penalty.sums(0, blocks, x, partials)
+    else:
+        penalty.sums_parallel(threads, blocks, x, partials)
+    launch.leave(blocks)
+    return penalty.fold(partials)
+
+
+@jit
+def _both(x, out, how, l1, l2):
+    blocks = launch.blocks(x.size)
+    partials = np.empty((blocks, 2))
+    threads = launch.enter(blocks)
+    if threads == 1:
+        penalty.both(0, blocks, x, partials, out, how, l1, l2)
+    else:
+        penalty.both_parallel(threads, blocks, x, partials, out, how, l1, l2)
+    launch.leave(blocks)
+    return penalty.fold(partials)
+
+
+@jit
+def _gradient(x, out, how, l1, l2):
+    blocks = launch.blocks(x.size)
+    threads = launch.enter(blocks)
+    if threads == 1:
+        penalty.gradient(0, blocks, x, out, how, l1, l2)
+    else:
+        penalty.gradient_parallel(threads, blocks, x, out, how, l1, l2)
+    launch.leave(blocks)
+
+
+def value(dtype: tf.DType) -> Any:
+    """`value = FastregPenalty(x, factors)`."""
+    stored, _, number = kind(dtype)
+    size = dtype.size
+
+    def compute(kernel, context):  # noqa: ARG001
+        status = capi.NewStatus()
+        x_handle, factors_handle = handle_of_input(context, 0, status), handle_of_input(context, 1, status)
+        x = carray(capi.TensorData(x_handle), capi.TensorElementCount(x_handle), stored)
+        factors = carray(capi.TensorData(factors_handle), 2, np.float64)
+        value_handle = scalar_output(context, 0, number, size, status)
+        if not failed(status):
+            put_first(carray(capi.TensorData(value_handle), 1, stored), _weighted(_sums(x), factors[0], factors[1]))
+            capi.DeleteTensor(value_handle)
+            counters.count_kernel_call()
+        capi.DeleteTensor(x_handle)
+        capi.DeleteTensor(factors_handle)
+        finish(context, status)
+
+    return callback(COMPUTE)(compute)
+
+
+def value_and_gradient(dtype: tf.DType) -> Any:
+    """`value, ahead, assumed = FastregPenaltyAhead(x, factors)`.
+
+    If the last two backwards had one upstream gradient, `ahead` is the gradient for that, and `assumed` is 1 and the
+    upstream gradient. Otherwise x stands in for it, since loops stack tensors of one shape only, and `assumed` is 0 and 0.
+    """
+    stored, arithmetic, number = kind(dtype)
+    size = dtype.size
+
+    def compute(kernel, context):
+        status = capi.NewStatus()
+        x_handle, factors_handle = handle_of_input(context, 0, status), handle_of_input(context, 1, status)
+        count = capi.TensorElementCount(x_handle)
+        x = carray(capi.TensorData(x_handle), count, stored)
+        factors = carray(capi.TensorData(factors_handle), 2, np.float64)
+        guess = _guess_of(kernel)
+        upstream = guess[1]
+        value_handle = scalar_output(context, 0, number, size, status)
+        two = np.full(2, 2, np.int64)
+        assumed_handle = capi.AllocateOutput(context, 2, FLOAT64, capi.memory(two), 1, 16, status)
+        ahead_handle = np.uintp(0)
+        if upstream == guess[0]:
+            ahead_handle = output(context, 1, number, shape_of(x_handle), count * size, status)
+        else:
+            capi.SetOutput(context, 1, x_handle, status)
+        if not failed(status):
+            assumed = carray(capi.TensorData(assumed_handle), 2, np.float64)
+            if ahead_handle != 0:
+                data = capi.TensorData(ahead_handle)
+                how, a, b = _terms(factors[0], factors[1], upstream, capi.address(data), count * size)
+                sums = _both(x, carray(data, count, stored), how, arithmetic(a), arithmetic(b))
+                assumed[0], assumed[1] = 1.0, upstream
+            else:
+                sums = _sums(x)
+                assumed[0], assumed[1] = 0.0, 0.0
+            put_first(carray(capi.TensorData(value_handle), 1, stored), _weighted(sums, factors[0], factors[1]))
+            capi.DeleteTensor(value_handle)
+            capi.DeleteTensor(assumed_handle)
+            if ahead_handle != 0:
+                capi.DeleteTensor(ahead_handle)
+            counters.count_kernel_call()
+        capi.DeleteTensor(x_handle)
+        capi.DeleteTensor(factors_handle)
+        finish(context, status)
+
+    return callback(COMPUTE)(compute)
+
+
+def gradient(dtype: tf.DType) -> Any:
+    """`gradient = FastregPenaltyGradient(x, factors, upstream, ahead, assumed)`: `ahead` if that is the one asked for."""
+    stored, arithmetic, number = kind(dtype)
+    size = dtype.size
+
+    def compute(kernel, context):
+        status = capi.NewStatus()
+        upstream_handle, assumed_handle = handle_of_input(context, 2, status), handle_of_input(context, 4, status)
+        upstream = first(carray(capi.TensorData(upstream_handle), 1, stored))
+        assumed = carray(capi.TensorData(assumed_handle), 2, np.float64)
+        if assumed[0] != 0.0 and assumed[1] == upstream:
+            ahead_handle = handle_of_input(context, 3, status)
+            capi.SetOutput(context, 0, ahead_handle, status)
+            capi.DeleteTensor(ahead_handle)
+        else:
+            guess = _guess_of(kernel)
+            guess[0], guess[1] = guess[1], upstream
+            x_handle, factors_handle = handle_of_input(context, 0, status), handle_of_input(context, 1, status)
+            count = capi.TensorElementCount(x_handle)
+            x = carray(capi.TensorData(x_handle), count, stored)
+            factors = carray(capi.TensorData(factors_handle), 2, np.float64)
+            gradient_handle = output(context, 0, number, shape_of(x_handle), count * size, status)
+            if not failed(status):
+                data = capi.TensorData(gradient_handle)
+                how, a, b = _terms(factors[0], factors[1], upstream, capi.address(data), count * size)
+                _gradient(x, carray(data, count, stored), how, arithmetic(a), arithmetic(b))
+                capi.DeleteTensor(gradient_handle)
+                counters.count_kernel_call()
+            capi.DeleteTensor(x_handle)
+            capi.DeleteTensor(factors_handle)
+        capi.DeleteTensor(upstream_handle)
+        capi.DeleteTensor(assumed_handle)
+        finish(context, status)
+
+    return callback(COMPUTE)(compute)

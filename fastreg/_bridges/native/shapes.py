@@ -1,0 +1,53 @@
+"""Shape functions: what TensorFlow calls to infer the shapes of an op's outputs."""
+
+from __future__ import annotations
+
+from numba import types
+
+from fastreg._bridges.native import capi
+from fastreg._bridges.native.compiler import callback, jit
+
+INFER = types.void(types.uintp, types.uintp)
+"""Of the context of the inference, and a status."""
+
+
+@jit
+def _scalar(context, i, status):
+    shape = capi.ScalarShape(context)
+    capi.SetShapeOfOutput(context, i, shape, status)
+    capi.DeleteShape(shape)
+
+
+@jit
+def _vector(context, i, size, status):
+    shape = capi.VectorShape(context, size)
+    capi.SetShapeOfOutput(context, i, shape, status)
+    capi.DeleteShape(shape)
+
+
+@jit
+def _like_input(context, i, source, status):
+    shape = capi.NewShape()
+    capi.ShapeOfInput(context, source, shape, status)
+    capi.SetShapeOfOutput(context, i, shape, status)
+    capi.DeleteShape(shape)
+
+
+@callback(INFER)
+def scalar(context, status):
+    """One output, a scalar."""
+    _scalar(context, 0, status)
+
+
+@callback(INFER)
+def like_first_input(context, status):
+    """One output, of the shape of the first input."""
+    _like_input(context, 0, 0, status)
+
+
+@callback(INFER)
+def value_and_gradient(context, status):
+    """A scalar, a tensor of the shape of the first input, and two numbers."""
+    _scalar(context, 0, status)
+    _like_input(context, 1, 0, status)
+    _vector(context, 2, 2, status)

@@ -1,0 +1,41 @@
+"""What a call may have around it that decides which bridge can serve: XLA, saving, tapes, devices."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import fastreg_kernels
+import tensorflow as tf
+from tensorflow.python.eager import forwardprop_util, record
+from tensorflow.python.saved_model import save_context
+
+
+def in_xla() -> bool:
+    """Whether what is being traced will be compiled by XLA, where neither a callback nor a native op can run."""
+    return tf.__internal__.get_enclosing_xla_context() is not None
+
+
+def is_saving() -> bool:
+    """Whether what is being traced will be saved, for processes that need not have fastreg."""
+    return bool(save_context.in_save_context())
+
+
+def tape_is_active() -> bool:
+    """Whether any gradient tape is recording."""
+    return bool(record.could_possibly_record())
+
+
+def has_tangents(x: tf.Tensor) -> bool:
+    """Whether forward-mode differentiation goes through x."""
+    return bool(forwardprop_util.pack_tangents([x]).tangents)
+
+
+def is_likely_on_gpu(x: tf.Tensor) -> bool:
+    """Whether a tensor is on a GPU, or will be: what is not placed yet, TensorFlow places there if there is one."""
+    return "GPU" in x.device if x.device else bool(tf.config.get_visible_devices("GPU"))
+
+
+def dtype_obstacle(dtype: Any) -> str | None:
+    """Why there is no kernel for a dtype, or None."""
+    name = tf.as_dtype(dtype).name
+    return None if name in fastreg_kernels.DTYPES else f"no kernel for {name}"
