@@ -6,7 +6,7 @@ and take its elements as float32 or float64 values. Half types are stored as the
 them, and converted here, since Numba would call functions for it that are not in the compiled code.
 
 Numba's simulator (`NUMBA_ENABLE_CUDASIM=1`) runs kernels as Python and knows no intrinsics, so each has a stand-in
-there, in `_cuda_simulated`.
+there, in `simulated`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Python stand-ins for the intrinsics of `_cuda_intrinsics`, for Numba's simulator, which runs kernels as Python.
+"""Python stand-ins for the intrinsics of `intrinsics`, for Numba's simulator, which runs kernels as Python.
 
 Half types are integers there too, so the bits that a kernel would store are what a test sees. A pack is a NumPy array
 of its elements. Wide accesses at addresses that a GPU would refuse raise `MisalignedError`.

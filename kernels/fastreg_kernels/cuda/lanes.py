@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from fastreg_kernels._cuda_jit import SIMULATED
+from fastreg_kernels.cuda.jit import SIMULATED
 
 if SIMULATED:
-    from fastreg_kernels._cuda_simulated import (
+    from fastreg_kernels.cuda.simulated import (
         element,
         factor,
         lane,
@@ -21,7 +21,7 @@ if SIMULATED:
         with_lane,
     )
 else:
-    from fastreg_kernels._cuda_intrinsics import (
+    from fastreg_kernels.cuda.intrinsics import (
         element,
         factor,
         lane,
