@@ -10,15 +10,13 @@ from typing import Any
 import numpy as np
 from numba import cuda
 
+from fastreg_kernels._arrays import STORED
 from fastreg_kernels.cuda import devices, dlpack
 from fastreg_kernels.cuda.jit import SIMULATED
 from fastreg_kernels.cuda.lanes import ITEMSIZES
 
 if SIMULATED:
     from numba.cuda.simulator.cudadrv.devicearray import FakeCUDAArray
-
-STORED = {"float32": np.float32, "float64": np.float64, "float16": np.uint16, "bfloat16": np.int16}
-"""How the elements of each dtype are passed to kernels; `intrinsics` says why."""
 
 _DEVICES = (dlpack.CPU,) if SIMULATED else (dlpack.CUDA, dlpack.CUDA_MANAGED)
 

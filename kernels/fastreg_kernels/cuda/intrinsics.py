@@ -17,10 +17,13 @@ from llvmlite import ir
 from numba.cuda import types
 from numba.cuda.extending import core_models, intrinsic, register_model
 from numba.cuda.np import arrayobj
+from numba.cuda.np.numpy_support import from_dtype
+
+from fastreg_kernels._arrays import STORED
 
 PACK_BYTES = 16
 
-FLOAT16, BFLOAT16 = types.uint16, types.int16
+FLOAT16, BFLOAT16 = from_dtype(STORED["float16"]), from_dtype(STORED["bfloat16"])
 """How half types are told apart, as in `cpu.vector`: by the integer type in which their bits are passed."""
 
 _INT16, _INT32 = ir.IntType(16), ir.IntType(32)
