@@ -39,28 +39,28 @@ def run(console: Console) -> int:
     """
     if importlib.util.find_spec("numba_cuda") is None:
         raise UsageError("--cuda-audit needs numba-cuda: pip install 'fastreg-keras[cuda]' nvidia-cuda-nvdisasm")
-    from fastreg_kernels import _cuda_audit
+    from fastreg_kernels.cuda import audit
 
     table = Table(*COLUMNS, title="CUDA kernels as compiled")
     try:
-        for audit in _cuda_audit.every():
-            variant = audit.variant
+        for kernel in audit.every():
+            variant = kernel.variant
             table.add_row(
-                ".".join(map(str, audit.compute_capability)),
+                ".".join(map(str, kernel.compute_capability)),
                 variant.name,
                 variant.dtype,
                 variant.accumulator or "",
-                str(audit.registers),
-                f"{audit.occupancy:.0%}",
-                f"{audit.shared:,}",
-                str(audit.spilled),
-                str(audit.wide_loads),
-                str(audit.wide_stores),
-                str(audit.narrow),
-                str(audit.in_flight // 1024),
-                str(audit.float64),
+                str(kernel.registers),
+                f"{kernel.occupancy:.0%}",
+                f"{kernel.shared:,}",
+                str(kernel.spilled),
+                str(kernel.wide_loads),
+                str(kernel.wide_stores),
+                str(kernel.narrow),
+                str(kernel.in_flight // 1024),
+                str(kernel.float64),
             )
-    except _cuda_audit.ToolError as error:
+    except audit.ToolError as error:
         raise UsageError(str(error)) from error
     console.print(table)
     return 0

@@ -11,6 +11,7 @@ from typing import Any
 import keras
 import numpy as np
 from fastreg_kernels import reference
+from fastreg_kernels._arrays import STORED
 from numpy.typing import NDArray
 
 L1, L2 = 1 / 128, 1 / 64
@@ -24,7 +25,8 @@ PASSES = {
 }
 """The byte model: how often the bytes of x have to cross the memory bus at least."""
 
-DTYPES = ("float32", "float64", "float16", "bfloat16")
+DTYPES = tuple(STORED)
+"""All that have kernels on some processor or GPU; which of them a provider takes, it says itself."""
 
 ALIGNMENT = 64
 """Bytes; from such an address on, non-temporal stores can be used."""

@@ -17,9 +17,16 @@ def _has_float16() -> bool:
     return not triple.startswith(("x86", "i386", "i686")) or "+f16c" in features
 
 
-_BITS = {"float16": np.dtype(np.uint16), "bfloat16": np.dtype(np.int16)}
+STORED: dict[str, np.dtype[Any]] = {
+    "float32": np.dtype(np.float32),
+    "float64": np.dtype(np.float64),
+    "float16": np.dtype(np.uint16),
+    "bfloat16": np.dtype(np.int16),
+}
+"""How elements are passed to kernels, by the name of their dtype: half types, of which Numba compiles neither, as bits,
+and told apart by the kind of integer that holds them."""
 
-DTYPES = ("float32", "float64", "bfloat16", *(("float16",) if _has_float16() else ()))
+DTYPES = tuple(name for name in STORED if name != "float16" or _has_float16())
 """Names of the dtypes that have kernels. NumPy knows bfloat16 once `ml_dtypes` is imported."""
 
 
@@ -32,11 +39,11 @@ def _has_kernels(dtype: np.dtype[Any]) -> bool:
 @functools.cache
 def storage(dtype: np.dtype[Any]) -> np.dtype[Any]:
     """The dtype as which the kernels take elements of this one."""
-    return _BITS.get(dtype.name, dtype)
+    return STORED[dtype.name]
 
 
 def stored(flat: NDArray[Any]) -> NDArray[Any]:
-    """A view of an array as the kernels take it: half types as the integers that `cpu.vector` knows them by."""
+    """A view of an array as the kernels take it: half types as integers, see `STORED`."""
     return flat.view(storage(flat.dtype))
 
 

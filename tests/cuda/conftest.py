@@ -84,10 +84,10 @@ def numbers():
 @pytest.fixture(params=["float64", "compensated"])
 def accumulator(request, monkeypatch):
     """Kernels for a GPU where float64 arithmetic is plentiful, or one where it is scarce; each runs on any."""
-    from fastreg_kernels import _cuda_launch
+    from fastreg_kernels.cuda import launch
 
     capability = {"float64": (9, 0), "compensated": (8, 9)}[request.param]
-    real = _cuda_launch.properties(0)
-    other = _cuda_launch.Properties(capability, real.multiprocessors, real.threads)
-    monkeypatch.setattr(_cuda_launch, "properties", lambda ordinal: other)
+    real = launch.properties(0)
+    other = launch.Properties(capability, real.multiprocessors, real.threads)
+    monkeypatch.setattr(launch, "properties", lambda ordinal: other)
     return request.param

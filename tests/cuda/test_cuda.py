@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 from fastreg_kernels import cpu, cuda
-from fastreg_kernels._cuda_lanes import ITEMSIZES
+from fastreg_kernels.cuda.lanes import ITEMSIZES
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numba import cuda as numba_cuda
@@ -239,13 +239,13 @@ def test_factors_of_the_wrong_shape(at):
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_halves_are_read_and_written_as_numpy_does(dtype):
     """Bit patterns of all kinds through the stand-ins of the conversions."""
-    from fastreg_kernels import _cuda_simulated
+    from fastreg_kernels.cuda import simulated
 
     stored = np.arange(1 << 16, dtype=np.uint16)
     kind = np.uint16 if dtype == "float16" else np.int16
     values = stored.view(dtype).astype(np.float32)
     for index in range(0, 1 << 16, 37):
         bits = stored.view(kind)[index]
-        decoded = _cuda_simulated._decode(bits)
+        decoded = simulated._decode(bits)
         assert decoded == values[index] or np.isnan(values[index])
-        assert _cuda_simulated._encode(decoded, np.dtype(kind)) == bits or np.isnan(values[index])
+        assert simulated._encode(decoded, np.dtype(kind)) == bits or np.isnan(values[index])

@@ -8,11 +8,15 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from fastreg_kernels import _cuda_devices, _cuda_launch, _cuda_variants, cuda
+from fastreg_kernels import cuda
+from fastreg_kernels.cuda import devices, launch, variants
 from tensorflow.python.framework import kernels as registered
 
 import fastreg
-from fastreg import _bridge, _device, ops
+from fastreg import ops
+from fastreg._bridges import settings, support
+from fastreg._bridges.callback import device as _device
+from fastreg._bridges.callback import penalty as callbacks
 
 DTYPES = ("float32", "float64", "float16", "bfloat16")
 
@@ -34,7 +38,7 @@ class LazyStream:
 def fresh_state(monkeypatch):
     monkeypatch.setattr(_device, "_failure", None)
     monkeypatch.setattr(_device, "_prepared", set())
-    _bridge._warned.clear()
+    settings._warned.clear()
     bridge = fastreg.get_bridge()
     yield
     fastreg.set_bridge(bridge)
@@ -44,13 +48,13 @@ def fresh_state(monkeypatch):
 @pytest.fixture
 def stream(monkeypatch):
     """The lazy stream, with TensorFlow's allocations and exports in its log too."""
-    stream, launch = LazyStream(), _cuda_launch._launch
+    stream, at_once = LazyStream(), launch._launch
     monkeypatch.setattr(_device, "_stream", lambda ordinal: stream)
 
     def later(call, kernel, blocks, given, *arguments):
         assert given is stream, "TensorFlow's streams wait for no default stream"
         stream.log.append("launch")
-        stream.waiting.append(lambda: launch(call, kernel, blocks, 0, *arguments))
+        stream.waiting.append(lambda: at_once(call, kernel, blocks, 0, *arguments))
 
     def logged(name, function):
         def call(*arguments, **options):
@@ -59,7 +63,7 @@ def stream(monkeypatch):
 
         return call
 
-    monkeypatch.setattr(_cuda_launch, "_launch", later)
+    monkeypatch.setattr(launch, "_launch", later)
     monkeypatch.setattr(tf.raw_ops, "Empty", logged("allocate", tf.raw_ops.Empty))
     monkeypatch.setattr(tf.experimental.dlpack, "to_dlpack", logged("export", tf.experimental.dlpack.to_dlpack))
     return stream
@@ -68,7 +72,7 @@ def stream(monkeypatch):
 @pytest.fixture
 def on_gpu(stream, monkeypatch):
     """Have tensors of the host taken for tensors of a GPU."""
-    monkeypatch.setattr(_bridge, "on_host", lambda x: False)
+    monkeypatch.setattr(callbacks, "on_host", lambda x: False)
     fastreg.set_bridge("py_function")
     return stream
 
@@ -204,9 +208,9 @@ def fail(error):
 @pytest.mark.parametrize(
     ("module", "place", "error"),
     [
-        (_cuda_launch, "prepare", RuntimeError("ptxas does not know sm_999")),
-        (_cuda_devices, "on", ImportError("CUDA driver library cannot be found")),
-        (_cuda_devices, "ordinal_of", OSError("driver too old")),
+        (launch, "prepare", RuntimeError("ptxas does not know sm_999")),
+        (devices, "on", ImportError("CUDA driver library cannot be found")),
+        (devices, "ordinal_of", OSError("driver too old")),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -231,7 +235,7 @@ def test_failures_before_the_first_launch_fall_back_with_one_warning(on_gpu, mon
 
 
 def test_failures_before_the_first_launch_are_raised_on_a_forced_bridge(on_gpu, monkeypatch):
-    monkeypatch.setattr(_cuda_launch, "prepare", fail(RuntimeError("does not compile")))
+    monkeypatch.setattr(launch, "prepare", fail(RuntimeError("does not compile")))
     with pytest.raises(_device.UnavailableError, match="does not compile"):
         fastreg.L2(0.5)(tensor(20))
 
@@ -241,7 +245,7 @@ def test_failures_after_a_launch_are_raised(on_gpu, monkeypatch):
     fastreg.L2(0.5)(x)
     fastreg.set_bridge("auto")
     fastreg.set_crossover(0)
-    monkeypatch.setattr(_cuda_devices, "ordinal_of", fail(cuda.DeviceError("cuPointerGetAttribute failed")))
+    monkeypatch.setattr(devices, "ordinal_of", fail(cuda.DeviceError("cuPointerGetAttribute failed")))
     with pytest.raises(cuda.DeviceError, match="cuPointerGetAttribute"):
         fastreg.L2(0.5)(x)
     assert _device.obstacle() is None
@@ -256,7 +260,7 @@ def test_a_driver_error_names_the_call(monkeypatch):
         def __getitem__(self, configuration):
             raise CudaAPIError("CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES")
 
-    monkeypatch.setattr(_cuda_launch._cuda_kernels, "gradient", lambda *names: Kernel())
+    monkeypatch.setattr(launch.penalty, "gradient", lambda *names: Kernel())
     with pytest.raises(cuda.DeviceError, match=r"cuda\.backward could not be launched: CUDA_ERROR_LAUNCH"):
         _device.gradient(tensor(5), tf.constant(1.0), 0.5, 0.5)
 
@@ -273,11 +277,11 @@ def test_what_is_likely_on_a_gpu(monkeypatch):
     class Unplaced:
         device = ""
 
-    assert _device.is_likely(Placed())
-    assert not _device.is_likely(tf.ones(1))
+    assert support.is_likely_on_gpu(Placed())
+    assert not support.is_likely_on_gpu(tf.ones(1))
     for gpus in ([], ["a GPU"]):
         monkeypatch.setattr(tf.config, "get_visible_devices", lambda kind, gpus=gpus: gpus)
-        assert _device.is_likely(Unplaced()) == bool(gpus)
+        assert support.is_likely_on_gpu(Unplaced()) == bool(gpus)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -309,10 +313,10 @@ def test_kernels_are_loaded_on_each_gpu(monkeypatch):
         def bind(self):
             loaded.append(self)
 
-    variant = _cuda_variants.Variant("backward", "float32", None, Kernel(), ())
-    monkeypatch.setattr(_cuda_launch, "SIMULATED", False)
-    monkeypatch.setattr(_cuda_launch, "_accumulator", lambda dtype, ordinal: "float64")
-    monkeypatch.setattr(_cuda_variants, "for_training", lambda *arguments: [variant])
+    variant = variants.Variant("backward", "float32", None, Kernel(), ())
+    monkeypatch.setattr(launch, "SIMULATED", False)
+    monkeypatch.setattr(launch, "_accumulator", lambda dtype, ordinal: "float64")
+    monkeypatch.setattr(variants, "for_training", lambda *arguments: [variant])
     for ordinal in (0, 1):
-        _cuda_launch.prepare("float32", True, True, ordinal)
+        launch.prepare("float32", True, True, ordinal)
     assert len(loaded) == 2

@@ -5,7 +5,8 @@ import contextlib
 import numpy as np
 import pytest
 import tensorflow as tf
-from fastreg_kernels import _cuda_arrays, _cuda_devices, cpu, cuda
+from fastreg_kernels import cpu, cuda
+from fastreg_kernels.cuda import arrays, devices
 
 DTYPES = ("float32", "float64", "float16", "bfloat16")
 
@@ -13,7 +14,7 @@ DTYPES = ("float32", "float64", "float16", "bfloat16")
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_capsule_says_what_the_tensor_is(numbers, dtype):
     x = tf.constant(numbers((3, 4), dtype))
-    view = _cuda_arrays.of_capsule(tf.experimental.dlpack.to_dlpack(x), "x")
+    view = arrays.of_capsule(tf.experimental.dlpack.to_dlpack(x), "x")
     assert (view.shape, view.dtype, view.order) == ((3, 4), dtype, "C")
     assert view.address % 64 == 0
 
@@ -77,15 +78,13 @@ def test_another_stream_is_waited_for_on_the_gpu_of_the_array(monkeypatch):
         yield
         log.append("back")
 
-    monkeypatch.setattr(_cuda_devices, "ordinal_of", lambda address: 3)
-    monkeypatch.setattr(_cuda_devices, "on", on)
-    monkeypatch.setattr(
-        _cuda_arrays.cuda, "external_stream", lambda handle: log.append(handle) or Stream(), raising=False
-    )
-    _cuda_arrays.view(ByInterface(np.ones(20, np.float32), stream=2), "x", 0)
+    monkeypatch.setattr(devices, "ordinal_of", lambda address: 3)
+    monkeypatch.setattr(devices, "on", on)
+    monkeypatch.setattr(arrays.cuda, "external_stream", lambda handle: log.append(handle) or Stream(), raising=False)
+    arrays.view(ByInterface(np.ones(20, np.float32), stream=2), "x", 0)
     assert log == ["GPU 3", 2, "wait", "back"]
     log.clear()
-    _cuda_arrays.view(ByInterface(np.ones(20, np.float32), stream=1), "x", 0)  # the same default stream
+    arrays.view(ByInterface(np.ones(20, np.float32), stream=1), "x", 0)  # the same default stream
     assert log == []
 
 

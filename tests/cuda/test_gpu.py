@@ -4,12 +4,13 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from fastreg_kernels import _cuda_launch, _cuda_variants, cpu, cuda, reference
-from fastreg_kernels._cuda_accumulators import accumulator_name
+from fastreg_kernels import cpu, cuda, reference
+from fastreg_kernels.cuda import launch, variants
+from fastreg_kernels.cuda.accumulators import accumulator_name
 from numba import cuda as numba_cuda
 
 import fastreg
-from fastreg import _device
+from fastreg._bridges.callback import device as _device
 
 DTYPES = ("float32", "float64", "float16", "bfloat16")
 TOLERANCE = {"float32": 1e-6, "float64": 1e-13, "float16": 2e-3, "bfloat16": 1.6e-2}
@@ -140,9 +141,9 @@ def test_more_elements_than_an_int32_counts():
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_kernels_as_the_driver_loaded_them(dtype):
     """No more registers than the audit allows; no local memory where the tests of machine code find none."""
-    capability = _cuda_launch.properties(0).compute_capability
+    capability = launch.properties(0).compute_capability
     name = accumulator_name(dtype, capability)
-    for variant in _cuda_variants.for_training(dtype, name, True, True):
+    for variant in variants.for_training(dtype, name, True, True):
         kernel = variant.kernel.compile(variant.signature)
         if capability in ((8, 0), (9, 0)):
             assert kernel.local_mem_per_thread == 0

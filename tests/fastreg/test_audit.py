@@ -3,17 +3,17 @@
 import importlib.util
 import itertools
 
-from fastreg_kernels import _cuda_audit
+from fastreg_kernels.cuda import audit
 
 from fastreg.cli import main
 
-audit_every = _cuda_audit.every
+audit_every = audit.every
 
 
 def test_the_table(monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "200")
     few = list(itertools.islice(audit_every([(9, 0)]), 3))
-    monkeypatch.setattr(_cuda_audit, "every", lambda: few)
+    monkeypatch.setattr(audit, "every", lambda: few)
     assert main(["info", "--cuda-audit"]) == 0
     rows = [line.split("│") for line in capsys.readouterr().out.splitlines() if line.startswith("│ 9.0")]
     cells = [[cell.strip() for cell in row[1:-1]] for row in rows]
@@ -30,10 +30,10 @@ def test_the_table(monkeypatch, capsys):
 
 def test_what_is_missing_is_named(monkeypatch, capsys):
     def missing():
-        raise _cuda_audit.ToolError("nvdisasm is missing: pip install it")
+        raise audit.ToolError("nvdisasm is missing: pip install it")
         yield
 
-    monkeypatch.setattr(_cuda_audit, "every", missing)
+    monkeypatch.setattr(audit, "every", missing)
     assert main(["info", "--cuda-audit"]) == 2
     assert "nvdisasm is missing" in capsys.readouterr().err
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)

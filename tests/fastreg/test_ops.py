@@ -237,8 +237,9 @@ def test_sums_of_penalties_and_scaled_penalties(bridge, gradient):
 
 
 @pytest.mark.parametrize("size", [100, None])
-def test_plain_ops_go_over_x_no_more_than_they_must(gradient, size):
+def test_plain_ops_go_over_x_no_more_than_they_must(fresh_state, gradient, size):
     """Differentiated by TensorFlow, the sums would spread the upstream gradient out and the squares be written."""
+    fastreg.set_bridge("tensorflow")
     step = tf.function(lambda x: gradient(fastreg.L1L2(L1, L2), x))
     graph = step.get_concrete_function(tf.TensorSpec([size], tf.float32)).graph.as_graph_def()
     nodes = [*graph.node, *(node for function in graph.library.function for node in function.node_def)]

@@ -143,7 +143,10 @@ def test_in_a_graph(bridge, case):
 @pytest.mark.parametrize("case", FORWARD, ids=lambda case: case.__name__)
 def test_forward_mode_in_a_graph(bridge, case):
     """A callback has no tangent that could be traced: the result would silently be zero."""
-    with bridge.falls_back("forward-mode"):
+    if bridge.name == "py_function":
+        with bridge.falls_back("forward-mode"):
+            check_three_steps(case, tf.function(case))
+    else:
         check_three_steps(case, tf.function(case))
 
 

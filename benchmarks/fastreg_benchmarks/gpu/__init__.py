@@ -12,6 +12,7 @@ from rich.console import Console
 
 from fastreg.cli import UsageError
 from fastreg_benchmarks import environment, report, results
+from fastreg_benchmarks.cases import DTYPES
 from fastreg_benchmarks.check import WRONG
 from fastreg_benchmarks.environment import Environment
 from fastreg_benchmarks.gpu import kernels, penalties, tables, training
@@ -34,7 +35,7 @@ def run(options: argparse.Namespace) -> int:
     if options.sizes:
         sizes = tuple(parse_size(text) for text in options.sizes)
     seconds = options.seconds or (QUICK_SECONDS if options.quick else SECONDS)
-    dtypes = tuple(options.dtypes) if options.dtypes else ("float32", "float64", "float16", "bfloat16")
+    dtypes = tuple(options.dtypes) if options.dtypes else DTYPES
     return measure(sizes, dtypes, seconds, _csv(options), report.console())
 
 

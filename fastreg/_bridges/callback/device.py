@@ -119,9 +119,9 @@ def _empty(shape: Any, dtype: tf.DType) -> tf.Tensor:
 
 def _exported(x: tf.Tensor) -> Any:
     """The memory of a tensor, all that TensorFlow had to do on its GPU done."""
-    from fastreg_kernels import _cuda_arrays
+    from fastreg_kernels.cuda import arrays
 
-    return _cuda_arrays.of_capsule(tf.experimental.dlpack.to_dlpack(x), "x")
+    return arrays.of_capsule(tf.experimental.dlpack.to_dlpack(x), "x")
 
 
 @contextlib.contextmanager
@@ -134,8 +134,7 @@ def _current(x: tf.Tensor, l1: float, l2: float) -> Iterator[tuple[Any, int]]:
         raise UnavailableError(_failure)
     with contextlib.ExitStack() as stack:
         try:
-            from fastreg_kernels import _cuda_devices as devices
-            from fastreg_kernels import _cuda_launch as launch
+            from fastreg_kernels.cuda import devices, launch
 
             ordinal = devices.ordinal_of(_exported(x).address)
             stack.enter_context(devices.on(ordinal))

@@ -91,11 +91,12 @@ class Op:
             return pywrap_tfe.TFE_Py_FastPathExecute(context.context(), self.name, None, *inputs, *pairs)
         names = (declaration.partition(":")[0] for declaration in self.inputs)
         keywords = dict(zip(names, inputs, strict=True)) | attributes
-        _, _, operation, outputs = op_def_library._apply_op_helper(self.name, **keywords)
+        _, _, operation, _ = op_def_library._apply_op_helper(self.name, **keywords)
         if execute.must_record_gradient():
             attrs = tuple(part for name in operation.node_def.attr for part in (name, operation.get_attr(name)))
             execute.record_gradient(self.name, operation.inputs, attrs, operation.outputs)
-        return outputs
+        outputs = operation.outputs
+        return outputs if len(self.outputs) > 1 else outputs[0]
 
 
 def _has_kernel(name: str, constraints: dict[str, tf.DType]) -> bool:

@@ -15,9 +15,11 @@ from collections.abc import Iterable
 from typing import Any
 
 from llvmlite import ir
-from numba import types
+from numba import from_dtype, types
 from numba.core import cgutils
 from numba.extending import intrinsic, models, overload, register_model
+
+from fastreg_kernels._arrays import STORED
 
 LANES = 16
 """Elements per vector. 16 float64 sums of each kind fill 8 AVX2 registers: enough to hide the latency of addition,
@@ -44,8 +46,8 @@ class _VectorModel(models.PrimitiveModel):  # type: ignore[misc]
 _SCALARS = {types.float32: ir.FloatType(), types.float64: ir.DoubleType()}
 _BITS = {types.float32: ir.IntType(32), types.float64: ir.IntType(64)}
 
-FLOAT16, BFLOAT16 = types.uint16, types.int16
-"""How half types are told apart here, since Numba has neither: by the integer type in which their bits are passed.
+FLOAT16, BFLOAT16 = from_dtype(STORED["float16"]), from_dtype(STORED["bfloat16"])
+"""How half types are told apart here: by the integer type in which their bits are passed.
 
 They are converted to float32 as they are loaded and rounded to nearest, ties to even, as they are stored.
 

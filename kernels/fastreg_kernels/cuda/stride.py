@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from numba import cuda
 
-from fastreg_kernels._cuda_jit import device_function
-from fastreg_kernels._cuda_lanes import element, lanes, load, set_element, store
+from fastreg_kernels.cuda.jit import device_function
+from fastreg_kernels.cuda.lanes import element, lanes, load, set_element, store
 
 
 def grid_stride(dtype: str, on_pack: Any, on_element: Any, at_once: int) -> Any:

@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 from numba import cuda
 
-from fastreg_kernels._cuda_accumulators import ACCUMULATORS, FLOAT64
-from fastreg_kernels._cuda_jit import REGISTERS, SUM_REGISTERS, THREADS, device_function, kernel
-from fastreg_kernels._cuda_lanes import arithmetic, factor, lane, lanes, product, set_element, store, with_lane
-from fastreg_kernels._cuda_stride import elementwise, grid_stride
+from fastreg_kernels.cuda.accumulators import ACCUMULATORS, FLOAT64
+from fastreg_kernels.cuda.jit import REGISTERS, SUM_REGISTERS, THREADS, device_function, kernel
+from fastreg_kernels.cuda.lanes import arithmetic, factor, lane, lanes, product, set_element, store, with_lane
+from fastreg_kernels.cuda.stride import elementwise, grid_stride
 
 _totals_float64 = FLOAT64.totals
 

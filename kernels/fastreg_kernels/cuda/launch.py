@@ -12,12 +12,14 @@ from typing import Any
 import numpy as np
 from numba import cuda
 
-from fastreg_kernels import _cuda_kernels, _cuda_shrink, _cuda_variants
-from fastreg_kernels._cuda_accumulators import accumulator_name
-from fastreg_kernels._cuda_arrays import View, numba_array
-from fastreg_kernels._cuda_devices import DeviceError
-from fastreg_kernels._cuda_jit import LEAST_BLOCKS, REGISTERS, ROWS_REGISTERS, SIMULATED, SUM_REGISTERS, THREADS
-from fastreg_kernels._cuda_lanes import ITEMSIZES, PACK_BYTES, lanes
+from fastreg_kernels.cuda import penalty, variants
+from fastreg_kernels.cuda.accumulators import accumulator_name
+from fastreg_kernels.cuda.arrays import View, numba_array
+from fastreg_kernels.cuda.devices import DeviceError
+from fastreg_kernels.cuda.jit import LEAST_BLOCKS, REGISTERS, ROWS_REGISTERS, SIMULATED, SUM_REGISTERS, THREADS
+from fastreg_kernels.cuda.lanes import ITEMSIZES, PACK_BYTES, lanes
+from fastreg_kernels.cuda.shrink import shrink as shrink_kernel
+from fastreg_kernels.cuda.shrink import shrink_rows as shrink_rows_kernel
 
 if not SIMULATED:
     from numba.cuda.cudadrv.driver import Stream
@@ -80,7 +82,7 @@ def split(x: View, out: View | None = None) -> tuple[int, int]:
 def prepare(dtype: str, has_l1: bool, has_l2: bool, ordinal: int) -> None:
     """Compile and load what a training step with these terms launches, on the current GPU, which `ordinal` names."""
     if not SIMULATED:
-        for variant in _cuda_variants.for_training(dtype, _accumulator(dtype, ordinal), has_l1, has_l2):
+        for variant in variants.for_training(dtype, _accumulator(dtype, ordinal), has_l1, has_l2):
             variant.kernel.compile(variant.signature).bind()  # what another GPU compiled is not loaded here yet
 
 
@@ -127,7 +129,7 @@ def sums(x: View, result: Sums, ordinal: int, stream: Any) -> None:
     if x.size:
         accumulator = _accumulator(dtype, ordinal)
         blocks = _blocks(x, packs, ordinal, SUM_REGISTERS[accumulator])
-        kernel = _cuda_kernels.sums(dtype, accumulator)
+        kernel = penalty.sums(dtype, accumulator)
         _launch("forward", kernel, blocks, stream, x.flat(), head, packs, result.partials(blocks))
     _fold(result, blocks, stream)
 
@@ -136,7 +138,7 @@ def gradient(x: View, out: View, l1: float, l2: float, upstream: Any, ordinal: i
     """`out = upstream * (l1 * sign(x) + 2 * l2 * x)`; `upstream` is a float or an array of one element."""
     if x.size:
         head, packs = split(x, out)
-        kernel = _cuda_kernels.gradient(x.dtype, l1 != 0.0, l2 != 0.0)
+        kernel = penalty.gradient(x.dtype, l1 != 0.0, l2 != 0.0)
         blocks = _blocks(x, packs, ordinal, REGISTERS)
         _launch("backward", kernel, blocks, stream, x.flat(), head, packs, out.flat(), l1, l2, upstream)
 
@@ -148,7 +150,7 @@ def both(x: View, result: Sums, out: View, l1: float, l2: float, upstream: Any, 
         gradient(x, out, l1, l2, upstream, ordinal, stream)
         return
     (head, packs), accumulator = split(x, out), _accumulator(x.dtype, ordinal)
-    kernel = _cuda_kernels.both(x.dtype, accumulator, l1 != 0.0, l2 != 0.0)
+    kernel = penalty.both(x.dtype, accumulator, l1 != 0.0, l2 != 0.0)
     blocks = _blocks(x, packs, ordinal, SUM_REGISTERS[accumulator])
     arguments = (x.flat(), head, packs, result.partials(blocks), out.flat(), l1, l2, upstream)
     _launch("forward_backward", kernel, blocks, stream, *arguments)
@@ -162,9 +164,9 @@ def shrink(x: View, out: View, scale: Any, threshold: Any, columns: int | None, 
     head, packs = split(x, out)
     arguments: tuple[Any, ...] = (out.flat(), scale, threshold)
     if columns is None:
-        kernel, registers = _cuda_shrink.shrink(x.dtype), REGISTERS
+        kernel, registers = shrink_kernel(x.dtype), REGISTERS
     else:
-        kernel, registers = _cuda_shrink.shrink_rows(x.dtype), ROWS_REGISTERS
+        kernel, registers = shrink_rows_kernel(x.dtype), ROWS_REGISTERS
         arguments += (columns,)
         if columns < lanes(x.dtype):  # a pack would straddle more than two rows
             head, packs = 0, 0
@@ -177,6 +179,6 @@ def _accumulator(dtype: str, ordinal: int) -> str:
 
 
 def _fold(result: Sums, blocks: int, stream: Any) -> None:
-    penalty = result.penalty.flat()
-    arguments = (result.partials(blocks), result.totals(), penalty, float(result.l1), float(result.l2))
-    _launch("forward", _cuda_kernels.fold, LEAST_BLOCKS, stream, *arguments)
+    factors = float(result.l1), float(result.l2)
+    arguments = (result.partials(blocks), result.totals(), result.penalty.flat(), *factors)
+    _launch("forward", penalty.fold, LEAST_BLOCKS, stream, *arguments)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from numba import cuda
 
-from fastreg_kernels._cuda_jit import SIMULATED
+from fastreg_kernels.cuda.jit import SIMULATED
 
 
 class DeviceError(RuntimeError):

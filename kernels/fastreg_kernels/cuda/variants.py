@@ -7,15 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from numba.cuda import types
+from numba.cuda.np.numpy_support import from_dtype
 
-from fastreg_kernels import _cuda_kernels, _cuda_shrink
+from fastreg_kernels._arrays import STORED
+from fastreg_kernels.cuda import penalty
+from fastreg_kernels.cuda.shrink import shrink as shrink_kernel
+from fastreg_kernels.cuda.shrink import shrink_rows as shrink_rows_kernel
 
-_STORED = {
-    "float32": types.float32,
-    "float64": types.float64,
-    "float16": types.uint16,
-    "bfloat16": types.int16,
-}
 _COUNT, _FACTOR = types.int64, types.float64
 
 
@@ -50,42 +48,42 @@ def fold() -> Variant:
     """The second pass."""
     rows = _array(types.float64, 2)
     signature = (rows, rows, _array(types.float64), _FACTOR, _FACTOR)
-    return Variant("fold", "float64", "float64", _cuda_kernels.fold, signature)
+    return Variant("fold", "float64", "float64", penalty.fold, signature)
 
 
 def forward(dtype: str, accumulator: str) -> Variant:
     """The first pass of the sums."""
-    signature = (_array(_STORED[dtype]), _COUNT, _COUNT, _array(types.float64, 2))
-    return Variant("forward", dtype, accumulator, _cuda_kernels.sums(dtype, accumulator), signature)
+    signature = (_array(from_dtype(STORED[dtype])), _COUNT, _COUNT, _array(types.float64, 2))
+    return Variant("forward", dtype, accumulator, penalty.sums(dtype, accumulator), signature)
 
 
 def backward(dtype: str, has_l1: bool = True, has_l2: bool = True, upstream_on_device: bool = True) -> Variant:
     """The gradient."""
-    x = _array(_STORED[dtype])
+    x = _array(from_dtype(STORED[dtype]))
     upstream = x if upstream_on_device else _FACTOR
     signature = (x, _COUNT, _COUNT, x, _FACTOR, _FACTOR, upstream)
-    return Variant("backward", dtype, None, _cuda_kernels.gradient(dtype, has_l1, has_l2), signature)
+    return Variant("backward", dtype, None, penalty.gradient(dtype, has_l1, has_l2), signature)
 
 
 def forward_backward(dtype: str, accumulator: str, has_l1: bool = True, has_l2: bool = True) -> Variant:
     """Both in one read, for an upstream gradient that is a number."""
-    x = _array(_STORED[dtype])
+    x = _array(from_dtype(STORED[dtype]))
     signature = (x, _COUNT, _COUNT, _array(types.float64, 2), x, _FACTOR, _FACTOR, _FACTOR)
-    kernel = _cuda_kernels.both(dtype, accumulator, has_l1, has_l2)
+    kernel = penalty.both(dtype, accumulator, has_l1, has_l2)
     return Variant("forward_backward", dtype, accumulator, kernel, signature)
 
 
 def shrink(dtype: str) -> Variant:
     """Soft-thresholding by numbers."""
-    x = _array(_STORED[dtype])
-    return Variant("shrink", dtype, None, _cuda_shrink.shrink(dtype), (x, _COUNT, _COUNT, x, _FACTOR, _FACTOR))
+    x = _array(from_dtype(STORED[dtype]))
+    return Variant("shrink", dtype, None, shrink_kernel(dtype), (x, _COUNT, _COUNT, x, _FACTOR, _FACTOR))
 
 
 def shrink_rows(dtype: str) -> Variant:
     """Soft-thresholding by one float64 value per row."""
-    x, factors = _array(_STORED[dtype]), _array(types.float64)
+    x, factors = _array(from_dtype(STORED[dtype])), _array(types.float64)
     signature = (x, _COUNT, _COUNT, x, factors, factors, _COUNT)
-    return Variant("shrink rows", dtype, None, _cuda_shrink.shrink_rows(dtype), signature)
+    return Variant("shrink rows", dtype, None, shrink_rows_kernel(dtype), signature)
 
 
 def for_training(dtype: str, accumulator: str, has_l1: bool, has_l2: bool) -> list[Variant]:
@@ -101,7 +99,7 @@ def for_training(dtype: str, accumulator: str, has_l1: bool, has_l2: bool) -> li
 def every(accumulators: Any) -> Iterator[Variant]:
     """All kernels for all dtypes, with the accumulator that `accumulators(dtype)` names, and with both terms."""
     yield fold()
-    for dtype in _STORED:
+    for dtype in STORED:
         accumulator = accumulators(dtype)
         yield forward(dtype, accumulator)
         yield backward(dtype)

@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from fastreg_kernels._cuda_jit import device_function
-from fastreg_kernels._cuda_lanes import product, square_error
+from fastreg_kernels.cuda.jit import device_function
+from fastreg_kernels.cuda.lanes import product, square_error
 
 FAST_FLOAT64 = frozenset({(6, 0), (7, 0), (8, 0), (9, 0), (10, 0)})
 """Compute capabilities that have half as many float64 units as float32 units."""

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from fastreg_kernels._cuda_jit import REGISTERS, ROWS_REGISTERS, device_function, kernel
-from fastreg_kernels._cuda_lanes import arithmetic, factor, lane, lanes, product, set_element, store, with_lane
-from fastreg_kernels._cuda_stride import elementwise, grid_stride
+from fastreg_kernels.cuda.jit import REGISTERS, ROWS_REGISTERS, device_function, kernel
+from fastreg_kernels.cuda.lanes import arithmetic, factor, lane, lanes, product, set_element, store, with_lane
+from fastreg_kernels.cuda.stride import elementwise, grid_stride
 
 
 @functools.cache

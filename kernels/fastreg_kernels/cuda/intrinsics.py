@@ -6,7 +6,7 @@ and take its elements as float32 or float64 values. Half types are stored as the
 them, and converted here, since Numba would call functions for it that are not in the compiled code.
 
 Numba's simulator (`NUMBA_ENABLE_CUDASIM=1`) runs kernels as Python and knows no intrinsics, so each has a stand-in
-there, in `_cuda_simulated`.
+there, in `simulated`.
 """
 
 from __future__ import annotations
@@ -17,10 +17,13 @@ from llvmlite import ir
 from numba.cuda import types
 from numba.cuda.extending import core_models, intrinsic, register_model
 from numba.cuda.np import arrayobj
+from numba.cuda.np.numpy_support import from_dtype
+
+from fastreg_kernels._arrays import STORED
 
 PACK_BYTES = 16
 
-FLOAT16, BFLOAT16 = types.uint16, types.int16
+FLOAT16, BFLOAT16 = from_dtype(STORED["float16"]), from_dtype(STORED["bfloat16"])
 """How half types are told apart, as in `cpu.vector`: by the integer type in which their bits are passed."""
 
 _INT16, _INT32 = ir.IntType(16), ir.IntType(32)

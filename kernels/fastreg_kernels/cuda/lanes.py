@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
-from fastreg_kernels._cuda_jit import SIMULATED
+from fastreg_kernels._arrays import STORED, arithmetic_dtype
+from fastreg_kernels.cuda.jit import SIMULATED
 
 if SIMULATED:
-    from fastreg_kernels._cuda_simulated import (
+    from fastreg_kernels.cuda.simulated import (
         element,
         factor,
         lane,
@@ -21,7 +20,7 @@ if SIMULATED:
         with_lane,
     )
 else:
-    from fastreg_kernels._cuda_intrinsics import (
+    from fastreg_kernels.cuda.intrinsics import (
         element,
         factor,
         lane,
@@ -36,7 +35,7 @@ else:
 PACK_BYTES = 16
 """Bytes that a thread loads and stores at a time."""
 
-ITEMSIZES = {"float32": 4, "float64": 8, "float16": 2, "bfloat16": 2}
+ITEMSIZES = {name: stored.itemsize for name, stored in STORED.items()}
 """Bytes of an element of each dtype that has kernels."""
 
 __all__ = [
@@ -63,4 +62,4 @@ def lanes(dtype: str) -> int:
 
 def arithmetic(dtype: str) -> Any:
     """The NumPy type in which elements of a dtype are computed with."""
-    return np.float64 if dtype == "float64" else np.float32
+    return arithmetic_dtype(STORED[dtype]).type

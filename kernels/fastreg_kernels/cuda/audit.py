@@ -18,11 +18,11 @@ from pathlib import Path
 
 from numba import cuda
 
-from fastreg_kernels import _cuda_variants
-from fastreg_kernels._cuda_accumulators import accumulator_name
-from fastreg_kernels._cuda_jit import SIMULATED, THREADS
-from fastreg_kernels._cuda_lanes import PACK_BYTES
-from fastreg_kernels._cuda_variants import Variant
+from fastreg_kernels.cuda import variants
+from fastreg_kernels.cuda.accumulators import accumulator_name
+from fastreg_kernels.cuda.jit import SIMULATED, THREADS
+from fastreg_kernels.cuda.lanes import PACK_BYTES
+from fastreg_kernels.cuda.variants import Variant
 
 RESIDENT_THREADS = {(8, 0): 2048, (8, 9): 1536, (9, 0): 2048}
 """Threads that are resident on a multiprocessor at most, of the compute capabilities that are looked at: A100, L4 and
@@ -126,7 +126,7 @@ def audit(variant: Variant, compute_capability: tuple[int, int]) -> Audit:
 def every(compute_capabilities: Sequence[tuple[int, int]] = tuple(RESIDENT_THREADS)) -> Iterator[Audit]:
     """All kernels for all dtypes, each with the accumulator that serves it there."""
     for capability in compute_capabilities:
-        for variant in _cuda_variants.every(lambda dtype: accumulator_name(dtype, capability)):  # noqa: B023
+        for variant in variants.every(lambda dtype: accumulator_name(dtype, capability)):  # noqa: B023
             yield audit(variant, capability)
 
 

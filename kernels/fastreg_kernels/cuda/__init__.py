@@ -22,16 +22,15 @@ if importlib.util.find_spec("numba_cuda") is None:
 
 from numba import cuda
 
-from fastreg_kernels import _cuda_devices as devices
-from fastreg_kernels import _cuda_launch as launch
-from fastreg_kernels._cuda_arrays import STORED, BFloat16Array, View, address_of, empty_like, view
-from fastreg_kernels._cuda_devices import DeviceError
-from fastreg_kernels._cuda_jit import SIMULATED
-from fastreg_kernels._cuda_launch import Sums
+from fastreg_kernels.cuda import devices, launch
+from fastreg_kernels.cuda.arrays import BFloat16Array, View, address_of, empty_like, view
+from fastreg_kernels.cuda.devices import DeviceError
+from fastreg_kernels.cuda.jit import SIMULATED
+from fastreg_kernels.cuda.launch import Sums
 
 __all__ = ["DTYPES", "BFloat16Array", "DeviceError", "backward", "forward", "forward_backward", "shrink"]
 
-DTYPES = tuple(STORED)
+DTYPES = tuple(_arrays.STORED)
 """Names of the dtypes that have kernels."""
 
 

@@ -4,8 +4,8 @@ import functools
 import re
 
 import pytest
-from fastreg_kernels import _cuda_audit, _cuda_launch, _cuda_variants
-from fastreg_kernels._cuda_accumulators import FAST_FLOAT64, accumulator_name
+from fastreg_kernels.cuda import audit, launch, variants
+from fastreg_kernels.cuda.accumulators import FAST_FLOAT64, accumulator_name
 
 CAPABILITIES = [(8, 0), (9, 0), (8, 9)]
 NAMES = ["forward", "backward", "forward_backward", "shrink", "shrink rows"]
@@ -18,9 +18,9 @@ IN_FLIGHT = 3.35e12 * 700e-9 / 132
 @functools.cache
 def audited(name, dtype, capability):
     accumulator = accumulator_name(dtype, capability)
-    build = getattr(_cuda_variants, name.replace(" ", "_"))
+    build = getattr(variants, name.replace(" ", "_"))
     variant = build(dtype, accumulator) if name.startswith("forward") else build(dtype)
-    return _cuda_audit.audit(variant, capability)
+    return audit.audit(variant, capability)
 
 
 def everything():
@@ -34,50 +34,50 @@ def everything():
 
 @pytest.mark.parametrize(("name", "dtype", "capability"), list(everything()))
 def test_machine_code(name, dtype, capability):
-    audit = audited(name, dtype, capability)
-    assert audit.wide_loads >= 1
-    assert (audit.wide_stores >= 1) == (name != "forward")
-    assert audit.spilled == 0
-    assert "STL" not in audit.listing
-    assert "LDL" not in audit.listing
-    assert audit.occupancy >= OCCUPANCY.get(name, 1.0)
-    assert audit.in_flight > IN_FLIGHT
-    assert not re.search(r"\b(ATOM[GS]?|RED|SHFL)\b", audit.listing)
+    kernel = audited(name, dtype, capability)
+    assert kernel.wide_loads >= 1
+    assert (kernel.wide_stores >= 1) == (name != "forward")
+    assert kernel.spilled == 0
+    assert "STL" not in kernel.listing
+    assert "LDL" not in kernel.listing
+    assert kernel.occupancy >= OCCUPANCY.get(name, 1.0)
+    assert kernel.in_flight > IN_FLIGHT
+    assert not re.search(r"\b(ATOM[GS]?|RED|SHFL)\b", kernel.listing)
     if name in ("backward", "shrink"):  # contracted, they would not have the bits that processors give
-        assert not re.search(r"\b[DF]FMA\b", audit.listing)
-    assert audit.shared == (2 * 256 * 8 if name.startswith("forward") else 0)
+        assert not re.search(r"\b[DF]FMA\b", kernel.listing)
+    assert kernel.shared == (2 * 256 * 8 if name.startswith("forward") else 0)
     # Two factors of a row, converted, and two more of the next where a pack straddles both.
     factors = 4 if name == "shrink rows" else 0
-    assert audit.narrow == factors
+    assert kernel.narrow == factors
     if dtype != "float64" and not (name.startswith("forward") and capability in FAST_FLOAT64):
-        assert audit.float64 == factors
+        assert kernel.float64 == factors
 
 
 def test_float64_sums_take_three_instructions_per_element():
     """Conversion, addition, fused multiply-add: what GPUs with half as many float64 units have time for."""
-    audit = audited("forward", "float32", (9, 0))
-    assert audit.float64 == 3 * 4 * audit.wide_loads
+    kernel = audited("forward", "float32", (9, 0))
+    assert kernel.float64 == 3 * 4 * kernel.wide_loads
 
 
 def test_the_second_pass():
-    audit = _cuda_audit.audit(_cuda_variants.fold(), (8, 0))
-    assert audit.spilled == 0
-    assert not re.search(r"\b(ATOM[GS]?|RED|SHFL)\b", audit.listing)
-    assert audit.shared == 2 * 256 * 8
+    kernel = audit.audit(variants.fold(), (8, 0))
+    assert kernel.spilled == 0
+    assert not re.search(r"\b(ATOM[GS]?|RED|SHFL)\b", kernel.listing)
+    assert kernel.shared == 2 * 256 * 8
 
 
 @pytest.mark.parametrize("terms", [(True, False), (False, True), (False, False)], ids=str)
 @pytest.mark.parametrize("on_device", [True, False])
 def test_gradients_of_fewer_terms(terms, on_device):
-    audit = _cuda_audit.audit(_cuda_variants.backward("float32", *terms, upstream_on_device=on_device), (8, 0))
-    assert audit.spilled == audit.narrow == 0
-    assert "STG.E.128" in audit.listing
-    assert ("LDG.E.128" in audit.listing) == any(terms)  # without a term there is nothing to read
+    kernel = audit.audit(variants.backward("float32", *terms, upstream_on_device=on_device), (8, 0))
+    assert kernel.spilled == kernel.narrow == 0
+    assert "STG.E.128" in kernel.listing
+    assert ("LDG.E.128" in kernel.listing) == any(terms)  # without a term there is nothing to read
 
 
 def test_compensated_products_are_not_contracted():
     """A fused `high + v * v` would make the error of the sum wrong: each square is rounded, then added."""
-    ptx = _cuda_audit.ptx(_cuda_variants.forward("float32", "compensated"), (8, 9))
+    ptx = audit.ptx(variants.forward("float32", "compensated"), (8, 9))
     assert "mul.rn.f32" in ptx
     products = [line for line in ptx.splitlines() if "fma.rn.f32" in line]
     squares = [line for line in ptx.splitlines() if "mul.rn.f32" in line]
@@ -85,10 +85,10 @@ def test_compensated_products_are_not_contracted():
 
 
 def test_occupancy():
-    assert _cuda_audit.occupancy(32, 4096, (8, 0)) == 1.0
-    assert _cuda_audit.occupancy(33, 0, (8, 0)) == 0.75
-    assert _cuda_audit.occupancy(40, 0, (8, 9)) == 1.0
-    assert _cuda_audit.occupancy(255, 0, (9, 0)) == 0.125
+    assert audit.occupancy(32, 4096, (8, 0)) == 1.0
+    assert audit.occupancy(33, 0, (8, 0)) == 0.75
+    assert audit.occupancy(40, 0, (8, 9)) == 1.0
+    assert audit.occupancy(255, 0, (9, 0)) == 0.125
 
 
 def test_the_main_loop_is_the_first_that_loads_128_bits():
@@ -104,15 +104,15 @@ def test_the_main_loop_is_the_first_that_loads_128_bits():
  BRA `(.L_x_4) ;
 .L_x_4:
 """
-    assert _cuda_audit.main_loop(listing) == listing.splitlines()[3:6]
-    assert _cuda_audit.main_loop(" EXIT ;") == []
+    assert audit.main_loop(listing) == listing.splitlines()[3:6]
+    assert audit.main_loop(" EXIT ;") == []
 
 
 def test_a_missing_tool_is_named(monkeypatch):
-    monkeypatch.setattr(_cuda_audit.importlib.util, "find_spec", lambda name: None)
-    monkeypatch.setattr(_cuda_audit.shutil, "which", lambda name: None)
-    with pytest.raises(_cuda_audit.ToolError, match="ptxas is missing: pip install"):
-        _cuda_audit.tool("ptxas")
+    monkeypatch.setattr(audit.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(audit.shutil, "which", lambda name: None)
+    with pytest.raises(audit.ToolError, match="ptxas is missing: pip install"):
+        audit.tool("ptxas")
 
 
 def test_a_stream_of_numba_stays_itself():
@@ -121,5 +121,5 @@ def test_a_stream_of_numba_stays_itself():
     from numba.cuda.cudadrv.driver import Stream
 
     stream = Stream(CUstream(64))
-    assert _cuda_launch.stream_of(stream) is stream
-    assert _cuda_launch.stream_of(None) == _cuda_launch.stream_of(0) == 0
+    assert launch.stream_of(stream) is stream
+    assert launch.stream_of(None) == launch.stream_of(0) == 0

@@ -1,4 +1,4 @@
-"""Python stand-ins for the intrinsics of `_cuda_intrinsics`, for Numba's simulator, which runs kernels as Python.
+"""Python stand-ins for the intrinsics of `intrinsics`, for Numba's simulator, which runs kernels as Python.
 
 Half types are integers there too, so the bits that a kernel would store are what a test sees. A pack is a NumPy array
 of its elements. Wide accesses at addresses that a GPU would refuse raise `MisalignedError`.
@@ -11,8 +11,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fastreg_kernels._arrays import STORED
+
 PACK_BYTES = 16
 
+_FLOAT16, _BFLOAT16 = STORED["float16"], STORED["bfloat16"]
 _WIDE = np.float64
 
 
@@ -98,19 +101,19 @@ def _inside(array: NDArray[Any], i: int) -> int:
 
 
 def _decode(stored: Any) -> Any:
-    if stored.dtype == np.uint16:
+    if stored.dtype == _FLOAT16:
         return np.float32(stored.view(np.float16))
-    if stored.dtype == np.int16:
+    if stored.dtype == _BFLOAT16:
         return (np.uint32(stored.view(np.uint16)) << np.uint32(16)).view(np.float32)
     return stored
 
 
 def _encode(value: Any, storage: np.dtype[Any]) -> Any:
     with np.errstate(all="ignore"):
-        if storage == np.uint16:
-            return np.float16(np.float32(value)).view(np.uint16)
-        if storage == np.int16:
+        if storage == _FLOAT16:
+            return np.float16(np.float32(value)).view(storage)
+        if storage == _BFLOAT16:
             bits = int(np.float32(value).view(np.uint32))
             rounded = (bits + 0x7FFF + (bits >> 16 & 1)) >> 16 if value == value else bits >> 16 | 0x40
-            return np.uint16(rounded & 0xFFFF).view(np.int16)
+            return np.uint16(rounded & 0xFFFF).view(storage)
         return storage.type(value)

@@ -10,17 +10,15 @@ from typing import Any
 import numpy as np
 from numba import cuda
 
-from fastreg_kernels import _cuda_devices, _dlpack
-from fastreg_kernels._cuda_jit import SIMULATED
-from fastreg_kernels._cuda_lanes import ITEMSIZES
+from fastreg_kernels._arrays import STORED
+from fastreg_kernels.cuda import devices, dlpack
+from fastreg_kernels.cuda.jit import SIMULATED
+from fastreg_kernels.cuda.lanes import ITEMSIZES
 
 if SIMULATED:
     from numba.cuda.simulator.cudadrv.devicearray import FakeCUDAArray
 
-STORED = {"float32": np.float32, "float64": np.float64, "float16": np.uint16, "bfloat16": np.int16}
-"""How the elements of each dtype are passed to kernels; `_cuda_intrinsics` says why."""
-
-_DEVICES = (_dlpack.CPU,) if SIMULATED else (_dlpack.CUDA, _dlpack.CUDA_MANAGED)
+_DEVICES = (dlpack.CPU,) if SIMULATED else (dlpack.CUDA, dlpack.CUDA_MANAGED)
 
 
 @dataclass(frozen=True)
@@ -155,7 +153,7 @@ def view(x: Any, name: str, stream: Any) -> View:
 
 def of_capsule(capsule: Any, name: str) -> View:
     """The memory that a DLPack capsule describes, which has to be ready. Errors are those of `view`."""
-    described = _dlpack.describe(capsule)
+    described = dlpack.describe(capsule)
     if described.device_type not in _DEVICES:
         raise TypeError(f"Invalid device for argument {name}: expected a GPU. Received: kind {described.device_type}")
     itemsize = ITEMSIZES.get(described.dtype, 1)
@@ -189,7 +187,7 @@ def _from_interface(x: Any, name: str, stream: Any, dtype: str | None) -> View:
     address, read_only = interface["data"]
     theirs = interface.get("stream")
     if theirs is not None and theirs != _dlpack_stream(stream):
-        with _cuda_devices.on(_cuda_devices.ordinal_of(address)):  # each GPU has a default stream of its own
+        with devices.on(devices.ordinal_of(address)):  # each GPU has a default stream of its own
             cuda.external_stream(theirs).synchronize()
     dtype = dtype or np.dtype(interface["typestr"]).name
     if dtype.startswith("void") and _is_bfloat16(x):
