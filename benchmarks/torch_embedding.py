@@ -15,22 +15,12 @@ import numpy as np
 import tensorflow as tf
 from fastreg_benchmarks import environment, report, stats, timing
 from fastreg_benchmarks.lazy.sizes import WORKLOAD
-from fastreg_benchmarks.lazy.steps import BATCHES, L1, L2, RATE
+from fastreg_benchmarks.timing import in_turns
+from fastreg_benchmarks.workloads import BATCHES, L1, L2, RATE
 from rich.console import Console
 from rich.table import Table
 
 import fastreg
-
-
-def in_turns(step, batches):
-    """A run that takes the next batch at every call."""
-    turn = [0]
-
-    def call():
-        turn[0] = (turn[0] + 1) % len(batches)
-        return step(batches[turn[0]])
-
-    return timing.Run(call)
 
 
 def ours(optimizer, workload, ids):

@@ -111,7 +111,8 @@ def lazy_steps(
     """
     from fastreg.compare import memory as process
     from fastreg_benchmarks import timing
-    from fastreg_benchmarks.lazy.steps import Workload, step
+    from fastreg_benchmarks.lazy.steps import step
+    from fastreg_benchmarks.workloads import Workload
 
     _limit_memory(allowed)
     timed = step(provider, optimizer, Workload(**workload))

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from time import perf_counter
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -50,6 +51,15 @@ class Timings:
 
     samples: list[Samples]
     calls: list[int]
+
+
+Batch = TypeVar("Batch")
+
+
+def in_turns(step: Callable[[Batch], Any], batches: Sequence[Batch]) -> Run:
+    """A run that takes a step on the next of some batches at every call."""
+    endless = itertools.cycle(batches)
+    return Run(lambda: step(next(endless)))
 
 
 def warm_up(run: Run) -> Any:

@@ -54,3 +54,8 @@ def test_calls_happen_in_their_scope():
     timing.warm_up(run)
     timing.measure([run], 1e-9)
     assert inside == []
+
+
+def test_batches_take_turns():
+    run = timing.in_turns(lambda batch: batch + 1, [10, 20, 30])
+    assert [run.call() for _ in range(4)] == [11, 21, 31, 11]

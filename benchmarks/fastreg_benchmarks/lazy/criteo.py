@@ -10,17 +10,13 @@ import numpy as np
 from fastreg_benchmarks import child, stats
 from fastreg_benchmarks.environment import physical_memory
 from fastreg_benchmarks.lazy.rows import row
-from fastreg_benchmarks.lazy.steps import Workload
 from fastreg_benchmarks.limits.lines import INFORMATION, Line, verdict
 from fastreg_benchmarks.report import duration
 from fastreg_benchmarks.results import LazyRow
 from fastreg_benchmarks.settings import Settings
+from fastreg_benchmarks.workloads import CARDINALITIES, Workload
 
 PART = "criteo"
-CARDINALITIES = (
-    *(1_460, 583, 10_131_227, 2_202_608, 305, 24, 12_517, 633, 3, 93_145, 5_683, 8_351_593, 3_194, 27),
-    *(14_992, 5_461_306, 10, 5_652, 2_173, 4, 7_046_547, 18, 15, 286_181, 105, 142_572),
-)
 WORKLOAD = Workload(sum(CARDINALITIES), width=16, batch=2048, fields=len(CARDINALITIES), exponent=1.05)
 QUICK_ROWS = 100_000
 
