@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from time import perf_counter
 from typing import Any
 
-_TIMEOUT_SECONDS = 900
+TIMEOUT_SECONDS = 900
 
 
 def run(task: str, arguments: Mapping[str, Any], environment: Mapping[str, str] | None = None) -> Any:
@@ -29,7 +29,7 @@ def run(task: str, arguments: Mapping[str, Any], environment: Mapping[str, str] 
         env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", **(environment or {})},
         capture_output=True,
         text=True,
-        timeout=_TIMEOUT_SECONDS,
+        timeout=TIMEOUT_SECONDS,
         check=False,
     )
     if finished.returncode != 0:
