@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,6 +47,65 @@ class Workload:
         else:
             chosen = scattered(power_law(generator, self.rows, self.exponent, count), self.rows)
         return chosen.astype(np.int32).reshape(self.batch, self.fields)
+
+
+class Batch(NamedTuple):
+    """What a step of a recommender takes: of shapes (batch, dense), (batch, fields) and (batch, 1)."""
+
+    dense: NDArray[np.float32]
+    ids: NDArray[np.int32]
+    labels: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Recommender:
+    """A recommender with a table for each of its fields.
+
+    Attributes
+    ----------
+    cardinalities : tuple of int
+        Rows of each table.
+    width, batch : int
+    dense : int
+        Features that are numbers.
+    hidden : int
+        Units of the hidden layers.
+    exponent : float
+        Of the power law of each field's ids.
+    """
+
+    cardinalities: tuple[int, ...] = CARDINALITIES
+    width: int = 16
+    batch: int = 2048
+    dense: int = 13
+    hidden: int = 64
+    exponent: float = 1.05
+
+    @property
+    def rows(self) -> int:
+        """Of all tables."""
+        return sum(self.cardinalities)
+
+    def capped(self, most: int) -> Recommender:
+        """With tables of at most so many rows."""
+        return replace(self, cardinalities=tuple(min(rows, most) for rows in self.cardinalities))
+
+    def resized(self, rows: int) -> Recommender:
+        """With as many tables, all of so many rows."""
+        return replace(self, cardinalities=(rows,) * len(self.cardinalities))
+
+    def batches(self) -> list[Batch]:
+        """Those that steps take in turns, the same for every model."""
+        generator = np.random.default_rng(0)
+        fields = [Workload(rows, self.width, self.batch, 1, self.exponent) for rows in self.cardinalities]
+        return [
+            Batch(
+                generator.normal(size=(self.batch, self.dense)).astype(np.float32),
+                np.concatenate([field.ids(generator) for field in fields], axis=1),
+                generator.integers(2, size=(self.batch, 1)).astype(np.float32),
+            )
+            for _ in range(BATCHES)
+        ]
 
 
 def power_law(generator: np.random.Generator, rows: int, exponent: float, count: int) -> NDArray[np.int64]:
