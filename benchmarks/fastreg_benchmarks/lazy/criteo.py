@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
+from typing import Any
 
 import numpy as np
 
@@ -32,11 +33,17 @@ def steps(settings: Settings) -> Iterator[tuple[list[LazyRow], list[Line]]]:
     for provider, name in PROVIDERS.items():
         step = {"provider": provider, "optimizer": "sgd", "workload": asdict(workload)}
         found = child.attempt("lazy_steps", {**step, "seconds": settings.seconds, "allowed": allowed})
-        rows, measured = [], "fails"
+        rows = []
         if found is not None:
-            samples = np.array(found["seconds"])
-            rows.append(row(PART, (provider, "sgd", workload), samples, settings))
-            peak = f"peak memory {found['peak'] / 2**30:.1f} GiB of {allowed / 2**30:.1f}"
-            measured = f"{duration(stats.quantiles(samples)[1])} a step, {peak}"
+            rows.append(row(PART, (provider, "sgd", workload), np.array(found["seconds"]), settings))
+        measured = step_and_peak(found, allowed)
         target, result = ("trains", verdict(found is not None)) if provider == "lazy" else ("-", INFORMATION)
         yield rows, [Line(5, f"{name}: {size}", target, measured, result)]
+
+
+def step_and_peak(found: Mapping[str, Any] | None, allowed: int) -> str:
+    """What a process found, in words: its median step and the memory that it took; it found nothing if it failed."""
+    if found is None:
+        return "fails"
+    seconds = duration(stats.quantiles(np.array(found["seconds"]))[1])
+    return f"{seconds} a step, peak memory {found['peak'] / 2**30:.1f} GiB of {allowed / 2**30:.1f}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import keras
 import numpy as np
@@ -29,15 +30,19 @@ OPTIMIZERS: dict[str, Callable[[], keras.optimizers.Optimizer]] = {
 }
 
 
+def compile_model(model: keras.Model, optimizer: keras.optimizers.Optimizer, loss: Any) -> None:
+    """Compile without XLA, which lazy tables do not have, and with the wrapper that they need."""
+    lazy = any(isinstance(layer, fastreg.Embedding) for layer in model.layers)
+    model.compile(fastreg.LazyRegularization(optimizer) if lazy else optimizer, loss, jit_compile=False)
+
+
 def step(provider: str, optimizer: str, workload: Workload) -> Run:
     """A training step, traced as `fit` traces it, on the next of some batches that are in memory."""
     layer = EMBEDDINGS[provider](workload.rows, workload.width)
     ids = keras.Input((workload.fields,), dtype="int32")
     pooled = keras.layers.GlobalAveragePooling1D()(layer(ids)) if workload.fields > 1 else layer(ids)[:, 0]
     model = keras.Model(ids, keras.layers.Dense(1)(pooled))
-    inner = OPTIMIZERS[optimizer]()
-    lazy = isinstance(layer, fastreg.Embedding)
-    model.compile(fastreg.LazyRegularization(inner) if lazy else inner, "mse", jit_compile=False)
+    compile_model(model, OPTIMIZERS[optimizer](), "mse")
     function = tf.function(lambda x, y: model.train_step((x, y))["loss"])
     generator = np.random.default_rng(workload.rows)
     batches = [
