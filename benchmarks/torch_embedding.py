@@ -15,22 +15,13 @@ import numpy as np
 import tensorflow as tf
 from fastreg_benchmarks import environment, report, stats, timing
 from fastreg_benchmarks.lazy.sizes import WORKLOAD
-from fastreg_benchmarks.lazy.steps import BATCHES, L1, L2, RATE
+from fastreg_benchmarks.pytorch.tables import fbgemm_tables
+from fastreg_benchmarks.timing import in_turns
+from fastreg_benchmarks.workloads import BATCHES, L1, L2, RATE
 from rich.console import Console
 from rich.table import Table
 
 import fastreg
-
-
-def in_turns(step, batches):
-    """A run that takes the next batch at every call."""
-    turn = [0]
-
-    def call():
-        turn[0] = (turn[0] + 1) % len(batches)
-        return step(batches[turn[0]])
-
-    return timing.Run(call)
 
 
 def ours(optimizer, workload, ids):
@@ -67,19 +58,9 @@ def torch_sparse(workload, ids):
 
 def fbgemm(workload, ids):
     import torch
-    from fbgemm_gpu.split_embedding_configs import EmbOptimType
-    from fbgemm_gpu.split_table_batched_embeddings_ops_common import EmbeddingLocation
-    from fbgemm_gpu.split_table_batched_embeddings_ops_training import (
-        ComputeDevice,
-        SplitTableBatchedEmbeddingBagsCodegen,
-    )
 
-    table = SplitTableBatchedEmbeddingBagsCodegen(
-        [(workload.rows, workload.width, EmbeddingLocation.HOST, ComputeDevice.CPU)],
-        optimizer=EmbOptimType.EXACT_ROWWISE_ADAGRAD,
-        learning_rate=RATE,
-        weight_decay=2 * L2,
-    )
+    adagrad = {"optimizer": "EXACT_ROWWISE_ADAGRAD", "learning_rate": RATE, "weight_decay": 2 * L2}
+    table = fbgemm_tables([workload.rows], workload.width, **adagrad)
     offsets = torch.arange(0, workload.batch * workload.fields + 1, workload.fields)
 
     def step(batch):

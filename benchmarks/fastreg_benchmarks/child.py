@@ -9,11 +9,14 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from time import perf_counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-_TIMEOUT_SECONDS = 900
+if TYPE_CHECKING:
+    from fastreg_benchmarks.timing import Run
+
+TIMEOUT_SECONDS = 900
 
 
 def run(task: str, arguments: Mapping[str, Any], environment: Mapping[str, str] | None = None) -> Any:
@@ -29,7 +32,7 @@ def run(task: str, arguments: Mapping[str, Any], environment: Mapping[str, str] 
         env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", **(environment or {})},
         capture_output=True,
         text=True,
-        timeout=_TIMEOUT_SECONDS,
+        timeout=TIMEOUT_SECONDS,
         check=False,
     )
     if finished.returncode != 0:
@@ -109,15 +112,29 @@ def lazy_steps(
 
     The process may map `allowed` bytes more than it has mapped when it begins.
     """
+    from fastreg_benchmarks.lazy.steps import step
+    from fastreg_benchmarks.workloads import Workload
+
+    return _steps(lambda: step(provider, optimizer, Workload(**workload)), seconds, allowed)
+
+
+def recommender_steps(provider: str, workload: Mapping[str, Any], seconds: float, allowed: int) -> dict[str, Any]:
+    """The same of the suite `recommender`."""
+    from fastreg_benchmarks.recommender.models import steps
+    from fastreg_benchmarks.workloads import Recommender
+
+    return _steps(lambda: steps(provider, Recommender(**workload)).fit, seconds, allowed)
+
+
+def _steps(build: Callable[[], Run], seconds: float, allowed: int) -> dict[str, Any]:
     from fastreg.compare import memory as process
     from fastreg_benchmarks import timing
-    from fastreg_benchmarks.lazy.steps import Workload, step
 
     _limit_memory(allowed)
-    timed = step(provider, optimizer, Workload(**workload))
-    timing.warm_up(timed)
-    (samples,) = timing.measure([timed], seconds).samples
-    return {"seconds": samples.tolist(), "peak": process.peak()}
+    run = build()
+    loss = timing.warm_up(run)
+    (samples,) = timing.measure([run], seconds).samples
+    return {"seconds": samples.tolist(), "peak": process.peak(), "loss": loss}
 
 
 def keras(size: int, dtype: str, seconds: float) -> dict[str, float]:
@@ -171,7 +188,7 @@ def bits(size: int, threads: int) -> int:
     return len(results)
 
 
-TASKS = {task.__name__: task for task in (memory, fit, lazy_steps, keras, start_up, bits)}
+TASKS = {task.__name__: task for task in (memory, fit, lazy_steps, recommender_steps, keras, start_up, bits)}
 
 if __name__ == "__main__":
     print(json.dumps(TASKS[sys.argv[1]](**json.loads(sys.argv[2]))))

@@ -12,7 +12,18 @@ from typing import Any
 import numpy as np
 
 from fastreg.cli import UsageError
-from fastreg_benchmarks import bandwidth, crossover, environment, lazy, limits, penalty, report, results, steps
+from fastreg_benchmarks import (
+    bandwidth,
+    crossover,
+    environment,
+    lazy,
+    limits,
+    penalty,
+    recommender,
+    report,
+    results,
+    steps,
+)
 from fastreg_benchmarks.cases import DTYPES, VALUE, Case
 from fastreg_benchmarks.measure import require_memory
 from fastreg_benchmarks.providers import DEFAULT_MODES, EAGER, FUNCTION, MODES, PROVIDERS, plan
@@ -26,6 +37,7 @@ SUITES: dict[str, Any] = {
     "limits": limits,
     "steps": steps,
     "lazy": lazy,
+    "recommender": recommender,
 }
 
 SIZES = (1, 100, 10_000, 1_000_000, 2**22, 2**26)
@@ -40,6 +52,7 @@ _APPLICABLE = {
     "limits": set(),
     "steps": set(),
     "lazy": {"plot"},
+    "recommender": set(),
 }
 """Options that a suite does not fix itself."""
 

@@ -23,6 +23,7 @@ TABLES: dict[str, tuple[type[Any], Callable[[Any], str]]] = {
     "limits": (LimitRow, report.limits_markdown),
     "steps": (LimitRow, report.limits_markdown),
     "lazy_targets": (LimitRow, report.limits_markdown),
+    "recommender_targets": (LimitRow, report.limits_markdown),
 }
 """By name of the CSV file: its rows, and what prints them."""
 

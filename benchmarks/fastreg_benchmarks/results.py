@@ -110,6 +110,38 @@ class LazyRow(Environment):
     p80_s: float
 
 
+@dataclass(frozen=True, kw_only=True)
+class RecommenderRow(Environment):
+    """One kind of step in the suite `recommender`. Times are seconds per step.
+
+    Attributes
+    ----------
+    part : {"fit", "predict", "evaluate", "growth", "uncapped", "rivals"}
+    provider : {"lazy", "keras", "keras-plain", "keras-1000", "fbgemm", "torch-sparse"}
+    tables, rows, width : int
+        Number of tables, the rows of all, and their width.
+    batch : int
+        Ids a step looks up in each table.
+    exponent : float
+        Of their power law.
+    peak_bytes : int or None
+        Largest resident memory of the process, of those that had one of their own.
+    """
+
+    part: str
+    provider: str
+    tables: int
+    rows: int
+    width: int
+    batch: int
+    exponent: float
+    rounds: int
+    p20_s: float
+    p50_s: float
+    p80_s: float
+    peak_bytes: int | None
+
+
 AnyRow = TypeVar("AnyRow", bound=Environment)
 
 

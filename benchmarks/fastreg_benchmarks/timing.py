@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from time import perf_counter
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -38,10 +39,14 @@ class Run:
         Computes the result and returns it when it is complete.
     scope : callable
         Gives a context manager that is entered, untimed, around every group of calls.
+    clock : callable, optional
+        Takes a number of calls and returns the seconds of one, where the calls happen, and are timed, in another
+        process.
     """
 
     call: Callable[[], Any]
     scope: Callable[[], AbstractContextManager[Any]] = nullcontext
+    clock: Callable[[int], float] | None = None
 
 
 @dataclass(frozen=True)
@@ -50,6 +55,15 @@ class Timings:
 
     samples: list[Samples]
     calls: list[int]
+
+
+Batch = TypeVar("Batch")
+
+
+def in_turns(step: Callable[[Batch], Any], batches: Sequence[Batch]) -> Run:
+    """A run that takes a step on the next of some batches at every call."""
+    endless = itertools.cycle(batches)
+    return Run(lambda: step(next(endless)))
 
 
 def warm_up(run: Run) -> Any:
@@ -81,18 +95,20 @@ def measure(runs: Sequence[Run], seconds: float, flush: bool = False) -> Timings
         for index in order.permutation(len(runs)):
             if elsewhere is not None:
                 elsewhere.sum()
-            row[index] = _sample(runs[index], calls[index])
+            row[index] = sample(runs[index], calls[index])
         rounds.append(row)
     return Timings([np.array(column) for column in zip(*rounds, strict=True)], calls)
 
 
 def _calls_per_sample(run: Run) -> int:
-    once = min(_sample(run, 1) for _ in range(2))
+    once = min(sample(run, 1) for _ in range(2))
     return max(1, math.ceil(MIN_SAMPLE_SECONDS / max(once, 1e-7)))
 
 
-def _sample(run: Run, calls: int) -> float:
+def sample(run: Run, calls: int) -> float:
     """Seconds per call, averaged over so many calls in a row."""
+    if run.clock is not None:
+        return run.clock(calls)
     call = run.call
     collecting = gc.isenabled()
     gc.disable()  # a collection walks TensorFlow's whole heap, at the expense of whichever run it hits

@@ -6,7 +6,6 @@ import resource
 import sys
 from pathlib import Path
 
-_STATUS = Path("/proc/self/status")
 _CLEAR = Path("/proc/self/clear_refs")
 
 
@@ -32,15 +31,22 @@ def peak() -> int:
         return largest if sys.platform == "darwin" else largest * 1024
 
 
-def status(name: str) -> int:
-    """A figure that Linux keeps of this process, in bytes.
+def status(name: str, process: int | str = "self") -> int:
+    """A figure that Linux keeps of a process, in bytes.
+
+    Parameters
+    ----------
+    name : str
+    process : int or "self", default "self"
+        Its id.
 
     Raises
     ------
     OSError
         If the system has none of that name.
     """
-    for line in _STATUS.read_text(encoding="ascii", errors="replace").splitlines():
+    path = Path(f"/proc/{process}/status")
+    for line in path.read_text(encoding="ascii", errors="replace").splitlines():
         if line.startswith(f"{name}:"):
             return int(line.split()[1]) * 1024
-    raise OSError(f"no {name} in {_STATUS}")
+    raise OSError(f"no {name} in {path}")

@@ -40,6 +40,13 @@ def test_tables_come_from_the_newest_run(rows, make_row, limit, tmp_path):
     assert documents.refreshed(text, tmp_path) == text
 
 
+@pytest.mark.parametrize("name", ["lazy_targets", "recommender_targets"])
+def test_targets_of_suites_that_keep_rows_too(name, limit, tmp_path):
+    results.append(tmp_path / f"{name}.csv", [limit])
+    text = documents.refreshed(f"<!-- {name} -->\n<!-- /{name} -->\n", tmp_path)
+    assert "| fast | a kernel | 0.9 | pass |" in text
+
+
 def test_without_results(tmp_path):
     with pytest.raises(UsageError, match=r"penalty\.csv"):
         documents.refreshed(DOCUMENT, tmp_path)

@@ -54,3 +54,21 @@ def test_calls_happen_in_their_scope():
     timing.warm_up(run)
     timing.measure([run], 1e-9)
     assert inside == []
+
+
+def test_batches_take_turns():
+    run = timing.in_turns(lambda batch: batch + 1, [10, 20, 30])
+    assert [run.call() for _ in range(4)] == [11, 21, 31, 11]
+
+
+def test_a_run_with_a_clock_is_not_timed_here():
+    asked = []
+
+    def clock(calls):
+        asked.append(calls)
+        return 3e-4
+
+    timings = timing.measure([Run(lambda: None, clock=clock)], 1e-9)
+    assert (timings.samples[0] == 3e-4).all()
+    assert asked == [1, 1] + timings.calls * timing.MIN_ROUNDS
+    assert timings.calls == [4]  # until a millisecond is full

@@ -6,16 +6,17 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 
 from rich.console import Console
 
-from fastreg_benchmarks import report, results
+from fastreg_benchmarks import results
 from fastreg_benchmarks.lazy import criteo, figures, shares, sizes
+from fastreg_benchmarks.limits import print_targets
 from fastreg_benchmarks.limits.lines import Line
 from fastreg_benchmarks.measure import release
-from fastreg_benchmarks.results import LazyRow, LimitRow
+from fastreg_benchmarks.results import AnyRow, LazyRow, LimitRow
 from fastreg_benchmarks.settings import Settings
 
 ROW_TYPE = LazyRow
@@ -27,10 +28,23 @@ their tables, so that this one grows."""
 
 def run(settings: Settings, console: Console) -> int:
     """Measure everything; 0, since nothing here has a result that could be wrong. Tests compare results."""
+    rows, _ = run_parts(PARTS, settings, console)
+    if settings.plot is not None:
+        figures.plot(rows, settings.plot)
+        console.print(f"plot: {settings.plot}")
+    return 0
+
+
+def run_parts(
+    parts: Sequence[Callable[[Settings], Iterable[tuple[list[AnyRow], list[Line]]]]],
+    settings: Settings,
+    console: Console,
+) -> tuple[list[AnyRow], list[Line]]:
+    """Measure rows and lines part by part, and print and keep them."""
     lines: list[Line] = []
-    rows: list[LazyRow] = []
-    for part in PARTS:
-        measured: list[LazyRow] = []
+    rows: list[AnyRow] = []
+    for part in parts:
+        measured: list[AnyRow] = []
         for row, found in part(settings):
             measured += row
             lines += found
@@ -44,10 +58,5 @@ def run(settings: Settings, console: Console) -> int:
     targets = [LimitRow(**asdict(settings.environment), **line._asdict()) for line in lines]
     if settings.csv is not None:
         results.append(settings.csv.with_stem(f"{settings.csv.stem}_targets"), targets)
-    console.print(report.limits_table(targets))
-    counts = Counter(line.verdict for line in lines)
-    console.print(" · ".join(f"{count} {verdict}" for verdict, count in counts.items()))
-    if settings.plot is not None:
-        figures.plot(rows, settings.plot)
-        console.print(f"plot: {settings.plot}")
-    return 0
+    print_targets(targets, console)
+    return rows, lines

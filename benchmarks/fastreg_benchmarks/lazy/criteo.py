@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
+from typing import Any
 
 import numpy as np
 
 from fastreg_benchmarks import child, stats
 from fastreg_benchmarks.environment import physical_memory
 from fastreg_benchmarks.lazy.rows import row
-from fastreg_benchmarks.lazy.steps import Workload
 from fastreg_benchmarks.limits.lines import INFORMATION, Line, verdict
 from fastreg_benchmarks.report import duration
 from fastreg_benchmarks.results import LazyRow
 from fastreg_benchmarks.settings import Settings
+from fastreg_benchmarks.workloads import CARDINALITIES, Workload
 
 PART = "criteo"
-CARDINALITIES = (
-    *(1_460, 583, 10_131_227, 2_202_608, 305, 24, 12_517, 633, 3, 93_145, 5_683, 8_351_593, 3_194, 27),
-    *(14_992, 5_461_306, 10, 5_652, 2_173, 4, 7_046_547, 18, 15, 286_181, 105, 142_572),
-)
 WORKLOAD = Workload(sum(CARDINALITIES), width=16, batch=2048, fields=len(CARDINALITIES), exponent=1.05)
 QUICK_ROWS = 100_000
 
@@ -36,11 +33,17 @@ def steps(settings: Settings) -> Iterator[tuple[list[LazyRow], list[Line]]]:
     for provider, name in PROVIDERS.items():
         step = {"provider": provider, "optimizer": "sgd", "workload": asdict(workload)}
         found = child.attempt("lazy_steps", {**step, "seconds": settings.seconds, "allowed": allowed})
-        rows, measured = [], "fails"
+        rows = []
         if found is not None:
-            samples = np.array(found["seconds"])
-            rows.append(row(PART, (provider, "sgd", workload), samples, settings))
-            peak = f"peak memory {found['peak'] / 2**30:.1f} GiB of {allowed / 2**30:.1f}"
-            measured = f"{duration(stats.quantiles(samples)[1])} a step, {peak}"
+            rows.append(row(PART, (provider, "sgd", workload), np.array(found["seconds"]), settings))
+        measured = step_and_peak(found, allowed)
         target, result = ("trains", verdict(found is not None)) if provider == "lazy" else ("-", INFORMATION)
         yield rows, [Line(5, f"{name}: {size}", target, measured, result)]
+
+
+def step_and_peak(found: Mapping[str, Any] | None, allowed: int) -> str:
+    """What a process found, in words: its median step and the memory that it took; it found nothing if it failed."""
+    if found is None:
+        return "fails"
+    seconds = duration(stats.quantiles(np.array(found["seconds"]))[1])
+    return f"{seconds} a step, peak memory {found['peak'] / 2**30:.1f} GiB of {allowed / 2**30:.1f}"

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 from fastreg_benchmarks import stats, timing
-from fastreg_benchmarks.lazy.steps import Workload, step
+from fastreg_benchmarks.lazy.steps import step
 from fastreg_benchmarks.results import LazyRow
 from fastreg_benchmarks.settings import Settings
 from fastreg_benchmarks.stats import Samples
+from fastreg_benchmarks.workloads import Workload
 
 Key = tuple[str, str, Workload]
 """Provider, optimizer, workload."""

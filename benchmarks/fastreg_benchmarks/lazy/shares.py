@@ -6,10 +6,10 @@ from collections.abc import Iterator
 
 from fastreg_benchmarks import stats
 from fastreg_benchmarks.lazy.rows import Key, measure
-from fastreg_benchmarks.lazy.steps import Workload
 from fastreg_benchmarks.limits.lines import INFORMATION, Line
 from fastreg_benchmarks.results import LazyRow
 from fastreg_benchmarks.settings import Settings
+from fastreg_benchmarks.workloads import Workload
 
 PART = "shares"
 ROWS, QUICK_ROWS, WIDTH = 1_000_000, 20_000, 64

@@ -7,11 +7,11 @@ from dataclasses import replace
 
 from fastreg_benchmarks import stats
 from fastreg_benchmarks.lazy.rows import Key, measure
-from fastreg_benchmarks.lazy.steps import OPTIMIZERS, Workload
-from fastreg_benchmarks.limits.lines import INFORMATION, Line, at_least, at_most
-from fastreg_benchmarks.report import duration
+from fastreg_benchmarks.lazy.steps import OPTIMIZERS
+from fastreg_benchmarks.limits.lines import INFORMATION, Line, at_least, at_most, with_medians
 from fastreg_benchmarks.results import LazyRow
 from fastreg_benchmarks.settings import Settings
+from fastreg_benchmarks.workloads import Workload
 
 SIZES, QUICK_SIZES = (100_000, 1_000_000, 10_000_000), (10_000, 100_000)
 SMALL = 1_000
@@ -50,13 +50,12 @@ def _growth(
     ]
     for key in keys:
         ratio = stats.ratio(samples[key], samples[small])
-        medians = [duration(stats.quantiles(samples[which])[1]) for which in (key, small)]
         lines.append(
             Line(
                 3,
                 f"{name}: step at {key[2].rows:,} rows over Keras's plain {SMALL:,}",
                 f"at most {MOST_OF_SMALL}",
-                f"{ratio}; {medians[0]} against {medians[1]}",
+                with_medians(ratio, samples[key], samples[small]),
                 at_most(ratio, MOST_OF_SMALL),
             )
         )
@@ -73,13 +72,12 @@ def _against_keras(workload: Workload, settings: Settings) -> tuple[list[LazyRow
         (keys[3], None, "Keras's layer with fastreg.L1L2"),
     ):
         ratio = stats.ratio(samples[key], samples[keys[0]])
-        medians = [duration(stats.quantiles(samples[which])[1]) for which in (key, keys[0])]
         lines.append(
             Line(
                 2,
                 f"lazy, sgd, {workload.rows:,} rows: times faster than {name}",
                 "-" if least is None else f"at least {least}",
-                f"{ratio}; {medians[0]} against {medians[1]}",
+                with_medians(ratio, samples[key], samples[keys[0]]),
                 INFORMATION if least is None else at_least(ratio, least),
             )
         )

@@ -51,7 +51,12 @@ def run_parts(parts: Sequence[Part], settings: Settings, console: Console) -> in
         if settings.csv is not None:
             results.append(settings.csv, measured)
         rows += measured
+    print_targets(rows, console)
+    return 1 if any(row.verdict == check.WRONG for row in rows) else 0
+
+
+def print_targets(rows: Sequence[LimitRow], console: Console) -> None:
+    """The table of targets, and how many were met."""
     console.print(report.limits_table(rows))
     counts = Counter(row.verdict for row in rows)
     console.print(" · ".join(f"{count} {verdict}" for verdict, count in counts.items()))
-    return 1 if counts[check.WRONG] else 0

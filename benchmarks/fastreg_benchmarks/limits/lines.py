@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from fastreg_benchmarks.stats import Ratio
+from fastreg_benchmarks import stats
+from fastreg_benchmarks.report import duration
+from fastreg_benchmarks.stats import Ratio, Samples
 
 PASS, FAIL, UNCLEAR, INFORMATION = "pass", "fail", "unclear", "-"
 
@@ -35,3 +37,8 @@ def at_least(ratio: Ratio, target: float) -> str:
 def at_most(ratio: Ratio, target: float) -> str:
     """Of a ratio that should not exceed a target; unclear where its interval holds the target."""
     return PASS if ratio.high <= target else FAIL if ratio.low > target else UNCLEAR
+
+
+def with_medians(ratio: Ratio, first: Samples, second: Samples) -> str:
+    """A ratio of two runs, with the medians of both."""
+    return f"{ratio}; {' against '.join(duration(stats.quantiles(samples)[1]) for samples in (first, second))}"

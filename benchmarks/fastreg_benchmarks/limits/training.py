@@ -8,7 +8,7 @@ from dataclasses import replace
 from fastreg_benchmarks import bandwidth, child, stats, timing
 from fastreg_benchmarks.cases import PASSES, VALUE_AND_GRADIENT, Case, Inputs
 from fastreg_benchmarks.check import WRONG
-from fastreg_benchmarks.limits.lines import LARGE, QUICK_LARGE, Line, at_least, at_most, verdict
+from fastreg_benchmarks.limits.lines import LARGE, QUICK_LARGE, Line, at_least, at_most, verdict, with_medians
 from fastreg_benchmarks.measure import measure_case, prepare, release, time_case
 from fastreg_benchmarks.providers import DEFAULT_MODES, DYNAMIC, FUNCTION, PROVIDERS
 from fastreg_benchmarks.report import duration
@@ -60,7 +60,7 @@ def through_keras(settings: Settings) -> Iterator[Line]:
     best = min(baselines, key=_median)
     faster = stats.ratio(best, step)
     target = f"at least {LEAST_SPEEDUP} x faster than the best Keras"
-    measured = f"{faster}; {duration(_median(step))} against {duration(_median(best))}"
+    measured = with_medians(faster, step, best)
     yield Line(2, name, target, measured, at_least(faster, LEAST_SPEEDUP) if right else WRONG)
     del inputs, probe, ours, keras, run, probes
     release()
