@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from fastreg._lazy.table import LazyTable
+from fastreg._tables.table import LazyTable, not_converted
 from fastreg.regularizers import REPLACEMENTS, _Penalty
 
 
@@ -141,6 +141,7 @@ class Embedding(keras.layers.Embedding):  # type: ignore[misc]
         self._embeddings = table
         self.built = True
 
+    @not_converted
     def call(self, inputs: Any) -> Any:
         """Rows of the ids: a tensor, dense or ragged, of shape `(*inputs.shape, output_dim)` in the compute dtype.
 
@@ -170,8 +171,7 @@ class Embedding(keras.layers.Embedding):  # type: ignore[misc]
         table = self._table()
         if table is None:
             return tf.zeros((), self.variable_dtype)
-        table.refresh_if_older(1)
-        return table.penalty()
+        return table.exact_penalty()
 
     def sparsity(self) -> float:
         """The share of weights that are exactly zero."""

@@ -12,8 +12,8 @@ import keras
 
 from fastreg._bridges import choose
 from fastreg._bridges.counters import Choice
-from fastreg._lazy.clone import lazy_clone
-from fastreg._lazy.table import LazyTable
+from fastreg._tables.clone import lazy_clone
+from fastreg._tables.table import LazyTable
 from fastreg.regularizers import REPLACEMENTS, _Penalty
 
 

@@ -9,9 +9,8 @@ import keras
 import tensorflow as tf
 
 from fastreg._bridges import support
-from fastreg._lazy import gradients, rules
-from fastreg._lazy.formulas import arithmetic_dtype
-from fastreg._lazy.table import LazyTable
+from fastreg._tables import gradients, rules
+from fastreg._tables.table import LazyTable, not_converted
 
 
 @keras.saving.register_keras_serializable(package="fastreg")
@@ -93,6 +92,7 @@ class LazyRegularization(keras.optimizers.LossScaleOptimizer):  # type: ignore[m
         self.inner_optimizer.build([variable for variable in variables if not isinstance(variable, LazyTable)])
         self.built = True
 
+    @not_converted
     def apply(self, grads: Sequence[Any], trainable_variables: Sequence[Any] | None = None) -> None:
         """Update variables by their gradients.
 
@@ -114,9 +114,13 @@ class LazyRegularization(keras.optimizers.LossScaleOptimizer):  # type: ignore[m
         sparse = [(gradient, table) for gradient, table in pairs if isinstance(table, LazyTable)]
         if sparse:
             self._check(sparse)
-            sparse = [(None if g is None else gradients.reduced(g, table.path), table) for g, table in sparse]
+            sparse = [(None if g is None else gradients.sparse(g, table.path), table) for g, table in sparse]
+        inner = self.inner_optimizer
+        if self.initial_scale is not None or inner.clipnorm or inner.clipvalue or inner.global_clipnorm:
+            # What is asked of a gradient is asked of the sum for each row; else the update sums by itself.
+            sparse = [(None if g is None else gradients.summed(g), table) for g, table in sparse]
         if self.initial_scale is None:
-            self._apply(dense, sparse)
+            self._apply(dense, sparse, 1.0 / (inner.loss_scale_factor or 1.0), 1.0)
             return
         finite = gradients.all_finite([gradient for gradient, _ in (*dense, *sparse)])
         keras.ops.cond(finite, lambda: self._apply_scaled(dense, sparse), self._stateful_handle_non_finite_grads)
@@ -141,10 +145,19 @@ class LazyRegularization(keras.optimizers.LossScaleOptimizer):  # type: ignore[m
         optimizer = keras.saving.deserialize_keras_object(config["optimizer"], custom_objects=custom_objects)
         return cls(**{**config, "optimizer": optimizer})
 
-    def _add_slot(self, table: LazyTable, name: str, shape: tuple[int, ...], value: float) -> keras.Variable:
-        initializer, path = keras.initializers.Constant(value), table.path.replace("/", "_")
-        with tf.device("CPU:0"):  # beside the table
-            return self.add_variable(shape, initializer, dtype=table.dtype, name=f"{path}_{name}")
+    def _add_slot(
+        self, table: LazyTable, name: str, shape: tuple[int, ...], value: float, dtype: str
+    ) -> keras.Variable:
+        with keras.name_scope(self.name, caller=self):
+            slot = rules.Slot(
+                keras.initializers.Constant(value),
+                shape=shape,
+                dtype=dtype,
+                trainable=False,
+                name=f"{table.path.replace('/', '_')}_{name}",
+            )
+        self._track_variable(slot)
+        return slot
 
     def _check(self, sparse: Sequence[tuple[Any, LazyTable]]) -> None:
         if support.in_xla():
@@ -158,42 +171,39 @@ class LazyRegularization(keras.optimizers.LossScaleOptimizer):  # type: ignore[m
 
     def _apply_scaled(self, dense: Sequence[tuple[Any, Any]], sparse: Sequence[tuple[Any, LazyTable]]) -> None:
         factor = 1.0 / self.dynamic_scale
-        self._apply(
-            [(gradients.scaled(gradient, factor), variable) for gradient, variable in dense],
-            [(gradients.scaled(gradient, factor), table) for gradient, table in sparse],
-        )
+        self._apply(dense, sparse, factor, factor)
         full = self.step_counter >= self.dynamic_growth_steps - 1
         self.dynamic_scale.assign(tf.where(full, self.dynamic_scale * 2.0, self.dynamic_scale))
         self.step_counter.assign(tf.where(full, tf.zeros_like(self.step_counter.value), self.step_counter + 1))
 
-    def _apply(self, dense: list[tuple[Any, Any]], sparse: Sequence[tuple[Any, LazyTable]]) -> None:
+    def _apply(
+        self, dense: Sequence[tuple[Any, Any]], sparse: Sequence[tuple[Any, LazyTable]], of_tables: Any, of_others: Any
+    ) -> None:
+        """Apply gradients that are to be multiplied by these scales; those of others once more by the wrapped optimizer's
+        own `loss_scale_factor`, if it has one."""
         inner = self.inner_optimizer
-        if inner.loss_scale_factor is not None:
-            sparse = [(gradients.scaled(gradient, 1.0 / inner.loss_scale_factor), table) for gradient, table in sparse]
+        scale = tf.cast(of_tables, tf.float64)
+        if not isinstance(of_others, float):
+            dense = [(gradients.scaled(gradient, of_others), variable) for gradient, variable in dense]
         if inner.global_clipnorm and inner.global_clipnorm > 0 and any(gradient is not None for gradient, _ in sparse):
             fixed = 1.0 / (inner.loss_scale_factor or 1.0)
             unscaled = [gradients.scaled(gradient, fixed) for gradient, _ in dense]
-            scale = gradients.joint_scale([*unscaled, *(gradient for gradient, _ in sparse)], inner.global_clipnorm)
-            dense = [(gradients.scaled(gradient, scale), variable) for gradient, variable in dense]
-            sparse = [(gradients.scaled(gradient, scale), table) for gradient, table in sparse]
+            unscaled += [gradients.scaled(gradient, scale) for gradient, _ in sparse]
+            clip = gradients.joint_scale(unscaled, inner.global_clipnorm)
+            dense = [(gradients.scaled(gradient, clip), variable) for gradient, variable in dense]
+            scale *= clip
+        elif inner.clipnorm or inner.clipvalue:
+            sparse = [(None if g is None else gradients.clipped(gradients.scaled(g, scale), inner), t) for g, t in sparse]
+            scale = tf.ones((), tf.float64)
         # Both as they are before the wrapped optimizer counts this step.
         rate = tf.cast(tf.convert_to_tensor(inner.learning_rate), tf.float64)
-        count = tf.convert_to_tensor(inner.iterations)
+        number = tf.cast(tf.convert_to_tensor(inner.iterations), tf.int64)
         for gradient, table in sparse:
-            self._update(table, gradient, rate, count)
+            table.update(gradient, self._rule.step(table, rate, scale, number))
         if any(gradient is not None for gradient, _ in dense):
             inner.apply(*zip(*dense, strict=True))
         else:  # Keras's optimizers would not count a step that concerns none of their variables
             inner._iterations.assign_add(1)
-
-    def _update(self, table: LazyTable, gradient: Any, rate: tf.Tensor, count: tf.Tensor) -> None:
-        with tf.device("CPU:0"):
-            if gradient is None:
-                dtype = arithmetic_dtype(table.dtype)
-                table.update(tf.zeros(0, tf.int32), tf.zeros((0, table.shape[1]), dtype), rate)
-                return
-            gradient = gradients.clipped(gradient, self.inner_optimizer)
-            table.update(gradient.indices, self._rule.step(table, gradient, rate, count), rate)
 
 
 def _tables(variables: Sequence[Any]) -> list[LazyTable]:

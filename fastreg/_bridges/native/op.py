@@ -95,8 +95,7 @@ class Op:
         if execute.must_record_gradient():
             attrs = tuple(part for name in operation.node_def.attr for part in (name, operation.get_attr(name)))
             execute.record_gradient(self.name, operation.inputs, attrs, operation.outputs)
-        outputs = operation.outputs
-        return outputs if len(self.outputs) > 1 else outputs[0]
+        return operation.outputs[0] if len(self.outputs) == 1 else operation.outputs
 
 
 def _has_kernel(name: str, constraints: dict[str, tf.DType]) -> bool:

@@ -71,7 +71,7 @@ def _terms(l1, l2, upstream, address, size):
 
 
 @jit
-def _weighted(sums, l1, l2):
+def weighted(sums, l1, l2):
     """The penalty in float64. A factor of zero skips its term, even where the sum is not finite."""
     value = 0.0
     if l1 != 0.0:
@@ -130,7 +130,7 @@ def value(dtype: tf.DType) -> Any:
         factors = carray(capi.TensorData(factors_handle), 2, np.float64)
         value_handle = scalar_output(context, 0, number, size, status)
         if not failed(status):
-            put_first(carray(capi.TensorData(value_handle), 1, stored), _weighted(_sums(x), factors[0], factors[1]))
+            put_first(carray(capi.TensorData(value_handle), 1, stored), weighted(_sums(x), factors[0], factors[1]))
             capi.DeleteTensor(value_handle)
             counters.count_kernel_call()
         capi.DeleteTensor(x_handle)
@@ -175,7 +175,7 @@ def value_and_gradient(dtype: tf.DType) -> Any:
             else:
                 sums = _sums(x)
                 assumed[0], assumed[1] = 0.0, 0.0
-            put_first(carray(capi.TensorData(value_handle), 1, stored), _weighted(sums, factors[0], factors[1]))
+            put_first(carray(capi.TensorData(value_handle), 1, stored), weighted(sums, factors[0], factors[1]))
             capi.DeleteTensor(value_handle)
             capi.DeleteTensor(assumed_handle)
             if ahead_handle != 0:

@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from fastreg._bridges import counters
-from fastreg._bridges.native import capi, ops
+from fastreg._bridges.native import capi, ops, table_ops
 
 
 @functools.cache
@@ -23,7 +23,7 @@ def obstacle() -> str | None:
     try:
         with tf.init_scope(), counters.not_counted():
             capi.library()
-            for op in ops.OPS:
+            for op in (*ops.OPS, *table_ops.OPS):
                 op.define()
             _self_test()
     except Exception as error:  # whatever it is, other bridges serve, and `info` says why

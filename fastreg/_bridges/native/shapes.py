@@ -51,3 +51,33 @@ def value_and_gradient(context, status):
     _scalar(context, 0, status)
     _like_input(context, 1, 0, status)
     _vector(context, 2, 2, status)
+
+
+@callback(INFER)
+def like_second_input(context, status):
+    """One output, of the shape of the second input."""
+    _like_input(context, 0, 1, status)
+
+
+@callback(INFER)
+def looked_up(context, status):
+    """The shape of the fifth input, ids, and behind it that of a row of the second."""
+    ids, table, row, both = capi.NewShape(), capi.NewShape(), capi.NewShape(), capi.NewShape()
+    capi.ShapeOfInput(context, 4, ids, status)
+    capi.ShapeOfInput(context, 1, table, status)
+    capi.SubShape(context, table, 1, 2, row, status)
+    capi.Concatenate(context, ids, row, both, status)
+    capi.SetShapeOfOutput(context, 0, both, status)
+    for shape in (ids, table, row, both):
+        capi.DeleteShape(shape)
+
+
+@callback(INFER)
+def nothing(context, status):
+    """No outputs."""
+
+
+@callback(INFER)
+def unknown(context, status):
+    """Of outputs whose sizes hang on values."""
+    capi.SetUnknownShape(context, status)

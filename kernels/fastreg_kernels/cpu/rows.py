@@ -68,13 +68,13 @@ def lookup_rows(
     arguments = (flat, stamps, where, float(product), float(total), _arrays.stored(out.reshape(-1)), kind, width)
     threads = min(_threads_for(out.size), len(ids))
     if threads <= 1:
-        _look_up(0, len(ids), *arguments)
+        look_up(0, len(ids), *arguments)
     else:
         with _threads.mask(threads):
-            _look_up_parallel(threads, len(ids), *arguments)
+            look_up_parallel(threads, len(ids), *arguments)
     slots = np.full(1 << max(4, (2 * len(ids)).bit_length()), -1, np.int32)
     unique, positions = np.empty_like(where), np.empty(len(ids), np.int32)
-    return unique[: _unique(where, slots, unique, positions)], positions
+    return unique[: unique_ids(where, slots, unique, positions)], positions
 
 
 def sum_rows(
@@ -114,10 +114,10 @@ def sum_rows(
     # Threads share the columns, not the rows: each position is then one thread's, however uneven positions are.
     threads = min(_threads_for(flat.size), blocks)
     if threads == 1:
-        _sum(0, blocks, flat, where, result.reshape(-1), width)
+        sum_duplicates(0, blocks, flat, where, result.reshape(-1), width)
     else:
         with _threads.mask(threads):
-            _sum_parallel(threads, blocks, flat, where, result.reshape(-1), width)
+            sum_duplicates_parallel(threads, blocks, flat, where, result.reshape(-1), width)
     return result
 
 
@@ -174,10 +174,10 @@ def update_rows(
     arguments = (_arrays.stored(x.reshape(-1)), stamps, where, float(product), float(total), flat_step, changes, width)
     threads = min(_threads_for(flat_step.size), len(rows))
     if threads <= 1:
-        _update(0, len(rows), *arguments)
+        update(0, len(rows), *arguments)
     else:
         with _threads.mask(threads):
-            _update_parallel(threads, len(rows), *arguments)
+            update_parallel(threads, len(rows), *arguments)
     return 0.0 if changes is None else float(changes.sum())
 
 
@@ -218,7 +218,7 @@ def _threads_for(elements: int) -> int:
 
 
 @jit
-def _unique(ids, slots, unique, positions):
+def unique_ids(ids, slots, unique, positions):
     """Number of distinct ids, by a hash table with linear probing that is at most half full."""
     count, mask = 0, slots.size - 1
     for i in range(ids.size):
@@ -242,7 +242,7 @@ def _prefetch(x, stamps, row, width):
 
 
 @jit
-def _look_up(first, last, x, stamps, ids, product, total_threshold, out, kind, width):
+def look_up(first, last, x, stamps, ids, product, total_threshold, out, kind, width):
     tail = width - width % LANES
     for k in range(first, last):
         if k + _AHEAD < last:
@@ -259,14 +259,14 @@ def _look_up(first, last, x, stamps, ids, product, total_threshold, out, kind, w
 
 
 @parallel_jit
-def _look_up_parallel(threads, count, x, stamps, ids, product, total_threshold, out, kind, width):
+def look_up_parallel(threads, count, x, stamps, ids, product, total_threshold, out, kind, width):
     for t in prange(threads):
         first, last = t * count // threads, (t + 1) * count // threads
-        _look_up(first, last, x, stamps, ids, product, total_threshold, out, kind, width)
+        look_up(first, last, x, stamps, ids, product, total_threshold, out, kind, width)
 
 
 @jit
-def _sum(first, last, values, positions, out, width):
+def sum_duplicates(first, last, values, positions, out, width):
     for i in range(positions.size):
         source, target = i * width, positions[i] * width
         for block in range(first, last):
@@ -281,9 +281,9 @@ def _sum(first, last, values, positions, out, width):
 
 
 @parallel_jit
-def _sum_parallel(threads, blocks, values, positions, out, width):
+def sum_duplicates_parallel(threads, blocks, values, positions, out, width):
     for t in prange(threads):
-        _sum(t * blocks // threads, (t + 1) * blocks // threads, values, positions, out, width)
+        sum_duplicates(t * blocks // threads, (t + 1) * blocks // threads, values, positions, out, width)
 
 
 @jit
@@ -294,7 +294,7 @@ def _change(old, new, scale, threshold):
 
 
 @jit
-def _update(first, last, x, stamps, rows, product, total_threshold, step, changes, width):
+def update(first, last, x, stamps, rows, product, total_threshold, step, changes, width):
     tail = width - width % LANES
     for k in range(first, last):
         if k + _AHEAD < last:
@@ -322,7 +322,7 @@ def _update(first, last, x, stamps, rows, product, total_threshold, step, change
 
 
 @parallel_jit
-def _update_parallel(threads, count, x, stamps, rows, product, total_threshold, step, changes, width):
+def update_parallel(threads, count, x, stamps, rows, product, total_threshold, step, changes, width):
     for t in prange(threads):
         first, last = t * count // threads, (t + 1) * count // threads
-        _update(first, last, x, stamps, rows, product, total_threshold, step, changes, width)
+        update(first, last, x, stamps, rows, product, total_threshold, step, changes, width)

@@ -442,8 +442,27 @@ def _register(operation: Any, apply: Any) -> None:
         return None
 
 
-for _operation, _instruction in ((operator.add, "fadd"), (operator.sub, "fsub"), (operator.mul, "fmul")):
+for _operation, _instruction in (
+    (operator.add, "fadd"),
+    (operator.sub, "fsub"),
+    (operator.mul, "fmul"),
+    (operator.truediv, "fdiv"),
+):
     _register(_operation, _arithmetic(_instruction))
+
+
+@intrinsic
+def square_root(typingctx, v):
+    """The square root of each lane, rounded to nearest."""
+
+    def codegen(context, builder, signature, args):
+        kind = _llvm_type(signature.return_type.dtype)
+        width = "f64" if signature.return_type.dtype == types.float64 else "f32"
+        kind_of = ir.FunctionType(kind, [kind])
+        function = cgutils.get_or_insert_function(builder.module, kind_of, f"llvm.sqrt.v{LANES}{width}")
+        return builder.call(function, [args[0]])
+
+    return v(v), codegen
 
 
 @overload(abs)

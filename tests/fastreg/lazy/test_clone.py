@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import fastreg
-from fastreg._lazy.table import LazyTable
+from fastreg._tables.table import LazyTable
 
 
 def build(penalty=None, optimizer=None, **options):

@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 
 import fastreg
-from fastreg._lazy.table import LazyTable
+from fastreg._tables.table import LazyTable
 
 L2 = 2**-6
 

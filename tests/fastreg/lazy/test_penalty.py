@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 
 import fastreg
-from fastreg._lazy import memory
+from fastreg._tables import variable as memory
 
 
 def exact(weights, l1, l2):

@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 
 import fastreg
-from fastreg._lazy.table import LazyTable
+from fastreg._tables.table import LazyTable
 
 OPTIMIZERS = {
     "sgd": lambda: keras.optimizers.SGD(keras.optimizers.schedules.ExponentialDecay(0.1, 20, 0.9)),

@@ -1,26 +1,20 @@
-"""Sparse gradients as the optimizer wrapper needs them: each row once, clipped and checked without becoming dense."""
+"""Sparse gradients as the optimizer wrapper needs them: clipped and checked without becoming dense."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
-import fastreg_kernels
 import keras
-import numpy as np
 import tensorflow as tf
 
-from fastreg._bridges import buffers, counters, support
-from fastreg._bridges.callback import exchange
-from fastreg._bridges.custom_gradient import differentiable
-from fastreg._lazy.formulas import arithmetic_dtype
-
-UNIQUE_IDS = "fastreg_unique_ids"
-"""Name of the operation in a graph that gives the distinct ids of a lookup."""
+from fastreg._bridges.settings import settings
+from fastreg._bridges import native as native_bridge
+from fastreg._tables import native, plain
 
 
-def reduced(gradient: Any, path: str) -> tf.IndexedSlices:
-    """The gradient of a table with every row once, duplicates summed, in the arithmetic dtype of the table.
+def sparse(gradient: Any, path: str) -> tf.IndexedSlices:
+    """The gradient of a table in the arithmetic dtype of the table.
 
     Raises
     ------
@@ -33,36 +27,15 @@ def reduced(gradient: Any, path: str) -> tf.IndexedSlices:
             "Received: a dense gradient. A training step that reads the whole table, as tied output weights do, or "
             "that looks rows up in a tf.while_loop, trains all rows: use keras.layers.Embedding for it."
         )
-    values = tf.cast(gradient.values, arithmetic_dtype(gradient.values.dtype))
-    if _is_unique(gradient.indices):
-        return tf.IndexedSlices(values, gradient.indices)
-    unique, positions = tf.unique(gradient.indices)
-    return tf.IndexedSlices(sum_rows(values, positions, tf.size(unique)), unique)
+    return _with_values(gradient, tf.cast(gradient.values, plain.arithmetic_dtype(gradient.values.dtype)))
 
 
-def sum_rows(values: tf.Tensor, positions: tf.Tensor, count: tf.Tensor) -> tf.Tensor:
-    """Sums of the rows that have the same position, in the arithmetic dtype; differentiable.
-
-    By the kernel of that name, except under XLA.
-    """
-    dtype = arithmetic_dtype(values.dtype)
-    if support.in_xla():
-        return tf.math.unsorted_segment_sum(tf.cast(values, dtype), positions, count)
-
-    @differentiable
-    def summed(values: tf.Tensor) -> Any:
-        (sums,) = exchange.call(_sum_rows, [values, positions, count], [(None, values.shape[1])], [dtype])
-        return sums, lambda upstream: tf.cast(tf.gather(upstream, positions), values.dtype)
-
-    return summed(values)
-
-
-def _sum_rows(values: tf.Tensor, positions: tf.Tensor, count: tf.Tensor) -> tuple[tf.Tensor]:
-    array = exchange.host_array(values)
-    buffer = buffers.array((int(count), array.shape[1]), np.dtype(arithmetic_dtype(values.dtype).as_numpy_dtype))
-    fastreg_kernels.sum_rows(array, exchange.host_array(positions), int(count), out=buffer)
-    counters.count_kernel_call()
-    return (exchange.tensor(buffer),)
+def summed(gradient: tf.IndexedSlices) -> tf.IndexedSlices:
+    """The same gradient with every row once."""
+    is_native = settings.bridge in ("auto", "native") and native_bridge.obstacle() is None
+    with tf.device("CPU:0"):
+        values, ids = (native if is_native else plain).sum_duplicates(gradient.values, gradient.indices)
+    return tf.IndexedSlices(values, ids, gradient.dense_shape)
 
 
 def all_finite(gradients: Sequence[Any]) -> tf.Tensor:
@@ -108,15 +81,3 @@ def _with_values(gradient: Any, values: tf.Tensor) -> Any:
     if isinstance(gradient, tf.IndexedSlices):
         return tf.IndexedSlices(values, gradient.indices, gradient.dense_shape)
     return values
-
-
-def _is_unique(indices: tf.Tensor) -> bool:
-    """Whether the graph shows that these indices are one lookup's, which are unique already."""
-    if tf.executing_eagerly():
-        return False
-    operation = indices.op
-    while operation.type in ("Identity", "Reshape"):
-        if UNIQUE_IDS in operation.name:
-            return True
-        operation = operation.inputs[0].op
-    return False

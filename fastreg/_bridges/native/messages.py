@@ -1,0 +1,67 @@
+"""Error messages put together by compiled code, and how an op fails with one."""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import types
+
+from fastreg._bridges.native import capi
+from fastreg._bridges.native.compiler import jit
+
+_SIZE = 512
+_gcvt = types.ExternalFunction("gcvt", types.voidptr(types.float64, types.int32, types.voidptr))
+
+
+def literal(text: str) -> np.ndarray:
+    """A piece of text as compiled code takes it."""
+    return np.frombuffer(text.encode(), np.uint8)
+
+
+@jit
+def message():
+    """An empty message, ended by a zero."""
+    return np.zeros(_SIZE, np.uint8)
+
+
+@jit
+def add_text(message, text):
+    """Append a literal."""
+    at = _length(message)
+    for i in range(min(text.size, _SIZE - 1 - at)):
+        message[at + i] = text[i]
+
+
+@jit
+def add_int(message, number):
+    """Append a whole number."""
+    digits, count, rest = np.empty(24, np.uint8), 0, abs(number)
+    while rest > 0 or count == 0:
+        digits[count] = 48 + rest % 10
+        rest //= 10
+        count += 1
+    if number < 0:
+        digits[count] = 45
+        count += 1
+    add_text(message, digits[:count][::-1].copy())
+
+
+@jit
+def add_float(message, number):
+    """Append a floating number, with six digits."""
+    text = np.zeros(40, np.uint8)
+    _gcvt(number, 6, capi.memory(text))
+    add_text(message, text[: _length(text)])
+
+
+@jit
+def _length(text):
+    at = 0
+    while text[at] != 0:
+        at += 1
+    return at
+
+
+@jit
+def fail(status, message):
+    """Have an op fail with `InvalidArgumentError` and this message when it finishes."""
+    capi.SetStatus(status, capi.INVALID_ARGUMENT, capi.memory(message))

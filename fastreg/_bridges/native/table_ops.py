@@ -1,0 +1,120 @@
+"""The native ops of lazily regularised tables: their definitions, the gradient of a lookup, and the memory of variables."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import tensorflow as tf
+from tensorflow.python.eager import record
+
+from fastreg._bridges.native import shapes
+from fastreg._bridges.native import tables as kernels
+from fastreg._bridges.native.op import FLOATS, Op
+
+_TABLE = ("table_handle: resource", "table: T", "stamps_handle: resource", "stamps: double")
+_IDS = "I: {int32, int64}"
+_ARITHMETIC = "A: {float, double}"
+
+LOOKUP = Op(
+    "FastregLookup",
+    (*_TABLE, "ids: I"),
+    ("rows: T",),
+    shapes.looked_up,
+    kernels.lookup,
+    attributes=(FLOATS, _IDS),
+    types=("T", "I"),
+    stateful=True,
+)
+UPDATE = Op(
+    "FastregUpdate",
+    (
+        *_TABLE,
+        "slot_0_handle: resource",
+        "slot_0: A",
+        "slot_1_handle: resource",
+        "slot_1: A",
+        "ids: I",
+        "gradient: A",
+        "rate: double",
+        "scale: double",
+        "factors: double",
+        "settings: double",
+        "step: int64",
+    ),
+    (),
+    shapes.nothing,
+    kernels.update,
+    attributes=(FLOATS, _IDS, _ARITHMETIC, "rule: int"),
+    create=kernels.rule,
+    types=("T", "I"),
+    stateful=True,
+)
+FLUSH = Op("FastregFlush", _TABLE, (), shapes.nothing, kernels.flush, attributes=(FLOATS,), stateful=True)
+WEIGHTS = Op(
+    "FastregWeights",
+    _TABLE,
+    ("weights: T",),
+    shapes.like_second_input,
+    kernels.weights,
+    attributes=(FLOATS,),
+    stateful=True,
+)
+PENALTY = Op(
+    "FastregTablePenalty",
+    (*_TABLE, "factors: double", "every: int64"),
+    ("penalty: T",),
+    shapes.scalar,
+    kernels.penalty,
+    attributes=(FLOATS,),
+    stateful=True,
+)
+COUNT_ZEROS = Op(
+    "FastregCountZeros",
+    _TABLE,
+    ("count: int64",),
+    shapes.scalar,
+    kernels.count_zeros,
+    attributes=(FLOATS,),
+    stateful=True,
+)
+SUM_DUPLICATES = Op(
+    "FastregSumDuplicates",
+    ("values: A", "ids: I"),
+    ("sums: A", "unique: I"),
+    shapes.unknown,
+    kernels.sum_duplicates,
+    attributes=(_ARITHMETIC, _IDS),
+    types=("A", "I"),
+)
+OPS = (LOOKUP, UPDATE, FLUSH, WEIGHTS, PENALTY, COUNT_ZEROS, SUM_DUPLICATES)
+
+
+def memory(variable: tf.Variable) -> tuple[tf.Tensor, tf.Tensor]:
+    """A variable as a native op takes it: the resource, and a tensor that shares its memory.
+
+    A sparse op of TensorFlow's makes the variable one that is copied when it is read; reading without a copy is what undoes
+    that, so that the op never writes to a copy.
+    """
+    with record.stop_recording():  # a tape would keep the tensor
+        tf.raw_ops.DisableCopyOnRead(resource=variable.handle)
+        tensor = tf.raw_ops.ReadVariableOp(resource=variable.handle, dtype=variable.dtype)
+    tensor.set_shape(variable.shape)
+    return variable.handle, tensor
+
+
+@tf.RegisterGradient(LOOKUP.name)
+def _gradient_of_lookup(op: Any, upstream: tf.Tensor) -> Any:
+    """Rows of the table: with respect to the resource, as of TensorFlow's own lookup."""
+    ids = op.inputs[4]
+    shape = tf.constant(op.inputs[1].shape.as_list(), tf.int64)
+    return tf.IndexedSlices(upstream, ids, shape), None, None, None, None
+
+
+for _op in (UPDATE, FLUSH, PENALTY, COUNT_ZEROS, SUM_DUPLICATES):
+    tf.no_gradient(_op.name)
+
+
+@tf.RegisterGradient(WEIGHTS.name)
+def _gradient_of_weights(op: Any, upstream: tf.Tensor) -> Any:  # noqa: ARG001
+    """Dense, with respect to the resource, as of TensorFlow's own read."""
+    return upstream, None, None, None

@@ -1,0 +1,403 @@
+"""What TensorFlow calls to look rows of a lazily regularised table up, to update, flush and measure it.
+
+The kernels write to the memory of the table's variables. These come twice: as resources, by which TensorFlow orders the ops
+among everything else that uses the variables, and as tensors that share the variables' memory. That is the variables' own
+(`fastreg._tables.variable` sees to that), and a mutex in shared memory keeps the ops of several threads apart. Python, and so
+no signal and no exception of it, can interrupt an op: it is done whole or not at all.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+from fastreg_kernels import _shared
+from fastreg_kernels.cpu import launch, rows, tables, updates
+from numba import carray, types
+
+from fastreg._bridges import counters
+from fastreg._bridges.native import capi, messages
+from fastreg._bridges.native.compiler import callback, jit
+from fastreg._bridges.native.penalty import COMPUTE, weighted
+from fastreg._bridges.native.tensors import (
+    failed,
+    finish,
+    handle_of_input,
+    kind,
+    output,
+    put_first,
+    scalar_output,
+    shape_of,
+)
+from fastreg._bridges.state import (
+    AGE,
+    FRESH,
+    LARGEST_THRESHOLD,
+    OLD,
+    PRODUCT,
+    ROWS,
+    SMALLEST_PRODUCT,
+    SUM_ABS,
+    SUM_SQUARES,
+    TOTAL,
+    UNTRACKED,
+)
+
+_MUTEXES = 256
+_mutexes = _shared.region("fastreg_tables", _MUTEXES * _shared.MUTEX_WORDS)
+_mutexes_address = _shared.address("fastreg_tables")
+for _index in range(_MUTEXES):
+    _shared.mutex(_mutexes[_index * _shared.MUTEX_WORDS : (_index + 1) * _shared.MUTEX_WORDS])
+_lock, _unlock = _shared.lock, _shared.unlock
+
+
+@jit
+def _mutex(data):
+    """The mutex of the table whose memory is here. Tables may share one: they then wait for each other, no more."""
+    number = (capi.address(data) >> 6) % np.uintp(_MUTEXES)
+    return capi.pointer(capi.address(_mutexes_address()) + number * np.uintp(8 * _shared.MUTEX_WORDS))
+
+
+@jit
+def _state_of(stamps):
+    return stamps[stamps.shape[0] - ROWS :].reshape(-1)
+
+
+@jit
+def _input_rows(handle):
+    """The size of the first dimension."""
+    return capi.Dim(handle, 0)
+
+
+_ID, _EQUALS, _NOT_IN, _END = (messages.literal(text) for text in ("ids[", "] = ", " is not in [0, ", ")"))
+
+
+@jit
+def _are_in_range(ids, count, status):
+    for i in range(ids.size):
+        if not 0 <= ids[i] < count:
+            message = messages.message()
+            messages.add_text(message, _ID)
+            messages.add_int(message, i)
+            messages.add_text(message, _EQUALS)
+            messages.add_int(message, np.int64(ids[i]))
+            messages.add_text(message, _NOT_IN)
+            messages.add_int(message, count)
+            messages.add_text(message, _END)
+            messages.fail(status, message)
+            return False
+    return True
+
+
+@jit
+def _flush(x, stamps, kind, width):
+    """Write the true weights of all rows. The sums count as old: a run that goes on after saving then has the losses of
+    one that loads, to the last bit."""
+    state = _state_of(stamps)
+    marks = stamps[: stamps.shape[0] - ROWS]
+    tables.write(x, marks, state[PRODUCT], state[TOTAL], x, kind, width)
+    for row in range(marks.shape[0]):
+        marks[row, 0], marks[row, 1] = FRESH
+    state[PRODUCT], state[TOTAL], state[AGE] = FRESH[0], FRESH[1], OLD
+
+
+@jit
+def _is_fresh(state):
+    return state[PRODUCT] == FRESH[0] and state[TOTAL] == FRESH[1]
+
+
+def lookup(dtype: tf.DType, ids_dtype: tf.DType) -> Any:
+    """`rows = FastregLookup(table_handle, table, stamps_handle, stamps, ids)`."""
+    stored, arithmetic, number = kind(dtype)
+    size, ids_kind = dtype.size, np.dtype(ids_dtype.as_numpy_dtype).type
+
+    def compute(kernel, context):  # noqa: ARG001
+        status = capi.NewStatus()
+        table_handle, stamps_handle = handle_of_input(context, 1, status), handle_of_input(context, 3, status)
+        ids_handle = handle_of_input(context, 4, status)
+        height, width, count = _input_rows(table_handle), capi.Dim(table_handle, 1), _input_rows(ids_handle)
+        data = capi.TensorData(table_handle)
+        x = carray(data, height * width, stored)
+        stamps = carray(capi.TensorData(stamps_handle), (height + ROWS, 2), np.float64)
+        ids = carray(capi.TensorData(ids_handle), count, ids_kind)
+        if _are_in_range(ids, height, status):
+            shape = np.ones(3, np.int64)
+            shape[0], shape[1] = count, width
+            rows_handle = output(context, 0, number, shape, count * width * size, status)
+            if not failed(status):
+                out = carray(capi.TensorData(rows_handle), count * width, stored)
+                blocks, of = launch.blocks(out.size), np.empty(0, arithmetic)
+                state = _state_of(stamps)
+                _lock(_mutex(data))
+                threads = launch.enter(blocks)
+                if threads == 1:
+                    rows.look_up(0, count, x, stamps, ids, state[PRODUCT], state[TOTAL], out, of, width)
+                else:
+                    rows.look_up_parallel(
+                        threads, count, x, stamps, ids, state[PRODUCT], state[TOTAL], out, of, width
+                    )
+                launch.leave(blocks)
+                _unlock(_mutex(data))
+                capi.DeleteTensor(rows_handle)
+                counters.count_kernel_call()
+        capi.DeleteTensor(table_handle)
+        capi.DeleteTensor(stamps_handle)
+        capi.DeleteTensor(ids_handle)
+        finish(context, status)
+
+    return callback(COMPUTE)(compute)
+
+
+_TOO_LARGE = messages.literal(
+    "Invalid value for learning_rate * l2: expected 2 * learning_rate * l2 < 1. Received: learning_rate="
+)
+_L2 = messages.literal(", l2=")
+
+
+def update(dtype: tf.DType, ids_dtype: tf.DType) -> Any:
+    """`FastregUpdate(table…, stamps…, slot_0…, slot_1…, ids, gradient, rate, scale, factors, settings, step)`.
+
+    Shrinks all rows by one step's penalty, as far as it is kept in mind of them, and updates those of the ids.
+    """
+    stored, arithmetic, _ = kind(dtype)
+    ids_kind = np.dtype(ids_dtype.as_numpy_dtype).type
+
+    def compute(rule, context):
+        status = capi.NewStatus()
+        table_handle, stamps_handle = handle_of_input(context, 1, status), handle_of_input(context, 3, status)
+        first_handle, second_handle = handle_of_input(context, 5, status), handle_of_input(context, 7, status)
+        ids_handle, gradient_handle = handle_of_input(context, 8, status), handle_of_input(context, 9, status)
+        rate_handle, scale_handle = handle_of_input(context, 10, status), handle_of_input(context, 11, status)
+        factors_handle, settings_handle = handle_of_input(context, 12, status), handle_of_input(context, 13, status)
+        step_handle = handle_of_input(context, 14, status)
+        height, width, count = _input_rows(table_handle), capi.Dim(table_handle, 1), _input_rows(ids_handle)
+        data = capi.TensorData(table_handle)
+        x = carray(data, height * width, stored)
+        stamps = carray(capi.TensorData(stamps_handle), (height + ROWS, 2), np.float64)
+        first = carray(capi.TensorData(first_handle), capi.TensorElementCount(first_handle), arithmetic)
+        second = carray(capi.TensorData(second_handle), capi.TensorElementCount(second_handle), arithmetic)
+        ids = carray(capi.TensorData(ids_handle), count, ids_kind)
+        gradient = carray(capi.TensorData(gradient_handle), count * width, arithmetic)
+        rate = carray(capi.TensorData(rate_handle), 1, np.float64)[0]
+        scale = carray(capi.TensorData(scale_handle), 1, np.float64)[0]
+        factors = carray(capi.TensorData(factors_handle), 2, np.float64)
+        settings = carray(capi.TensorData(settings_handle), capi.TensorElementCount(settings_handle), np.float64)
+        step = carray(capi.TensorData(step_handle), 1, np.int64)[0]
+        shrink = 1.0 - 2.0 * rate * factors[1]
+        if not shrink > 0.0:
+            message = messages.message()
+            messages.add_text(message, _TOO_LARGE)
+            messages.add_float(message, rate)
+            messages.add_text(message, _L2)
+            messages.add_float(message, factors[1])
+            messages.fail(status, message)
+        elif _are_in_range(ids, height, status):
+            where, positions = updates.distinct(ids)
+            sums = updates.summed(gradient, positions, where.size, scale, width)
+            tracked = factors[0] == 0.0 and factors[1] != 0.0
+            changes = np.empty(where.size if tracked else 0)
+            _lock(_mutex(data))
+            state = _state_of(stamps)
+            product = state[PRODUCT] * shrink
+            total = state[TOTAL] + rate * factors[0] / product
+            updates.apply(
+                x, stamps, where, sums, product, total, rule, (first, second), rate, settings, step, changes, width
+            )
+            state[PRODUCT], state[TOTAL] = product, total
+            if tracked:  # no weight is clipped then, and sum(w²) follows from the rows touched
+                state[SUM_ABS] = UNTRACKED
+                state[SUM_SQUARES] = max(state[SUM_SQUARES] * shrink * shrink + changes.sum(), 0.0)
+            else:
+                state[AGE] += 1.0
+            if product < SMALLEST_PRODUCT or product * total > LARGEST_THRESHOLD:
+                _flush(x, stamps, np.empty(0, arithmetic), width)
+            _unlock(_mutex(data))
+            counters.count_kernel_call()
+        for handle in (
+            table_handle,
+            stamps_handle,
+            first_handle,
+            second_handle,
+            ids_handle,
+            gradient_handle,
+            rate_handle,
+            scale_handle,
+            factors_handle,
+            settings_handle,
+            step_handle,
+        ):
+            capi.DeleteTensor(handle)
+        finish(context, status)
+
+    return callback(COMPUTE)(compute)
+
+
+def flush(dtype: tf.DType) -> Any:
+    """`FastregFlush(table_handle, table, stamps_handle, stamps)`: nothing to do if no shrink is to come."""
+    stored, arithmetic, _ = kind(dtype)
+
+    def compute(kernel, context):  # noqa: ARG001
+        status = capi.NewStatus()
+        table_handle, stamps_handle = handle_of_input(context, 1, status), handle_of_input(context, 3, status)
+        height, width = _input_rows(table_handle), capi.Dim(table_handle, 1)
+        data = capi.TensorData(table_handle)
+        stamps = carray(capi.TensorData(stamps_handle), (height + ROWS, 2), np.float64)
+        _lock(_mutex(data))
+        if not _is_fresh(_state_of(stamps)):
+            _flush(carray(data, height * width, stored), stamps, np.empty(0, arithmetic), width)
+            counters.count_kernel_call()
+        _unlock(_mutex(data))
+        capi.DeleteTensor(table_handle)
+        capi.DeleteTensor(stamps_handle)
+        finish(context, status)
+
+    return callback(COMPUTE)(compute)
+
+
+def weights(dtype: tf.DType) -> Any:
+    """`weights = FastregWeights(table_handle, table, stamps_handle, stamps)`: a copy of all true rows."""
+    stored, arithmetic, number = kind(dtype)
+    size = dtype.size
+
+    def compute(kernel, context):  # noqa: ARG001
+        status = capi.NewStatus()
+        table_handle, stamps_handle = handle_of_input(context, 1, status), handle_of_input(context, 3, status)
+        height, width = _input_rows(table_handle), capi.Dim(table_handle, 1)
+        data, count = capi.TensorData(table_handle), height * width
+        stamps = carray(capi.TensorData(stamps_handle), (height + ROWS, 2), np.float64)
+        weights_handle = output(context, 0, number, shape_of(table_handle), count * size, status)
+        if not failed(status):
+            out, of = carray(capi.TensorData(weights_handle), count, stored), np.empty(0, arithmetic)
+            _lock(_mutex(data))
+            state = _state_of(stamps)
+            marks = stamps[:height]
+            tables.write(carray(data, count, stored), marks, state[PRODUCT], state[TOTAL], out, of, width)
+            _unlock(_mutex(data))
+            capi.DeleteTensor(weights_handle)
+            counters.count_kernel_call()
+        capi.DeleteTensor(table_handle)
+        capi.DeleteTensor(stamps_handle)
+        finish(context, status)
+
+    return callback(COMPUTE)(compute)
+
+
+def penalty(dtype: tf.DType) -> Any:
+    """`penalty = FastregTablePenalty(table_handle, table, stamps_handle, stamps, factors, every)`.
+
+    The sums are computed anew if they are `every` steps old; with `every` 0, and whenever L1 is off, if they are older than
+    this step.
+    """
+    stored, arithmetic, number = kind(dtype)
+    size = dtype.size
+
+    def compute(kernel, context):  # noqa: ARG001
+        status = capi.NewStatus()
+        table_handle, stamps_handle = handle_of_input(context, 1, status), handle_of_input(context, 3, status)
+        factors_handle, every_handle = handle_of_input(context, 4, status), handle_of_input(context, 5, status)
+        height, width = _input_rows(table_handle), capi.Dim(table_handle, 1)
+        data = capi.TensorData(table_handle)
+        stamps = carray(capi.TensorData(stamps_handle), (height + ROWS, 2), np.float64)
+        factors = carray(capi.TensorData(factors_handle), 2, np.float64)
+        every = carray(capi.TensorData(every_handle), 1, np.int64)[0]
+        penalty_handle = scalar_output(context, 0, number, size, status)
+        if not failed(status):
+            _lock(_mutex(data))
+            state = _state_of(stamps)
+            if factors[0] == 0.0 and factors[1] == 0.0:
+                old = False  # nobody asks for the sums
+            elif factors[0] != 0.0:
+                old = state[AGE] >= max(every, 1) or state[SUM_ABS] == UNTRACKED
+            else:
+                old = state[AGE] >= 1.0
+            if old:
+                of = np.empty(0, arithmetic)
+                found = tables.measure(
+                    carray(data, height * width, stored), stamps[:height], state[PRODUCT], state[TOTAL], of, width
+                )
+                state[SUM_ABS], state[SUM_SQUARES], state[AGE] = found[0], found[1], 0.0
+                counters.count_kernel_call()
+            value = weighted(state[SUM_ABS : SUM_SQUARES + 1], factors[0], factors[1])
+            _unlock(_mutex(data))
+            put_first(carray(capi.TensorData(penalty_handle), 1, stored), value)
+            capi.DeleteTensor(penalty_handle)
+        capi.DeleteTensor(table_handle)
+        capi.DeleteTensor(stamps_handle)
+        capi.DeleteTensor(factors_handle)
+        capi.DeleteTensor(every_handle)
+        finish(context, status)
+
+    return callback(COMPUTE)(compute)
+
+
+def count_zeros(dtype: tf.DType) -> Any:
+    """`count = FastregCountZeros(table_handle, table, stamps_handle, stamps)`: of the true weights."""
+    stored, arithmetic, _ = kind(dtype)
+    number = tf.int64.as_datatype_enum
+
+    def compute(kernel, context):  # noqa: ARG001
+        status = capi.NewStatus()
+        table_handle, stamps_handle = handle_of_input(context, 1, status), handle_of_input(context, 3, status)
+        height, width = _input_rows(table_handle), capi.Dim(table_handle, 1)
+        data = capi.TensorData(table_handle)
+        stamps = carray(capi.TensorData(stamps_handle), (height + ROWS, 2), np.float64)
+        count_handle = scalar_output(context, 0, number, 8, status)
+        if not failed(status):
+            of = np.empty(0, arithmetic)
+            _lock(_mutex(data))
+            state = _state_of(stamps)
+            found = tables.measure(
+                carray(data, height * width, stored), stamps[:height], state[PRODUCT], state[TOTAL], of, width
+            )
+            _unlock(_mutex(data))
+            carray(capi.TensorData(count_handle), 1, np.int64)[0] = np.int64(found[2])
+            capi.DeleteTensor(count_handle)
+            counters.count_kernel_call()
+        capi.DeleteTensor(table_handle)
+        capi.DeleteTensor(stamps_handle)
+        finish(context, status)
+
+    return callback(COMPUTE)(compute)
+
+
+def sum_duplicates(dtype: tf.DType, ids_dtype: tf.DType) -> Any:
+    """`sums, unique = FastregSumDuplicates(values, ids)`: of the arithmetic's dtype."""
+    stored, _, number = kind(dtype)
+    size, ids_kind, ids_number = dtype.size, np.dtype(ids_dtype.as_numpy_dtype).type, ids_dtype.as_datatype_enum
+    ids_size = ids_dtype.size
+
+    def compute(kernel, context):  # noqa: ARG001
+        status = capi.NewStatus()
+        values_handle, ids_handle = handle_of_input(context, 0, status), handle_of_input(context, 1, status)
+        count, width = _input_rows(ids_handle), capi.Dim(values_handle, 1)
+        values = carray(capi.TensorData(values_handle), count * width, stored)
+        where, positions = updates.distinct(carray(capi.TensorData(ids_handle), count, ids_kind))
+        shape = np.ones(3, np.int64)
+        shape[0], shape[1] = where.size, width
+        sums_handle = output(context, 0, number, shape, where.size * width * size, status)
+        unique_handle = output(context, 1, ids_number, shape[:2], where.size * ids_size, status)
+        if not failed(status):
+            sums = updates.summed(values, positions, where.size, 1.0, width)
+            carray(capi.TensorData(sums_handle), sums.size, stored)[:] = sums
+            carray(capi.TensorData(unique_handle), where.size, ids_kind)[:] = where
+            capi.DeleteTensor(sums_handle)
+            capi.DeleteTensor(unique_handle)
+            counters.count_kernel_call()
+        capi.DeleteTensor(values_handle)
+        capi.DeleteTensor(ids_handle)
+        finish(context, status)
+
+    return callback(COMPUTE)(compute)
+
+
+_rule_name = capi.text("rule")
+
+
+@callback(types.uintp(types.uintp))
+def rule(construction):
+    """The rule of an update, as a kernel's state."""
+    status, box = capi.NewStatus(), np.zeros(1, np.int64)
+    capi.GetAttrInt64(construction, _rule_name(), capi.memory(box), status)
+    capi.DeleteStatus(status)
+    return np.uintp(box[0])

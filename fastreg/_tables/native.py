@@ -1,0 +1,76 @@
+"""The ops of tables by native ops."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import tensorflow as tf
+
+from fastreg._bridges.factors import Factors
+from fastreg._bridges.native import table_ops
+from fastreg._bridges.native.table_ops import memory
+
+
+def lookup(variable: Any, ids: tf.Tensor) -> tf.Tensor:
+    """See `TableVariable.lookup`."""
+    table_ops.LOOKUP.prepare(variable.dtype, ids.dtype)
+    return table_ops.LOOKUP(*_table(variable), ids)
+
+
+def update(variable: Any, ids: tf.Tensor, gradient: tf.Tensor, step: Any, factors: Factors) -> None:
+    """See `TableVariable.update`."""
+    table_ops.UPDATE.prepare(variable.dtype, ids.dtype)
+    absent = (variable.handle, tf.zeros(0, gradient.dtype))
+    slots = [memory(slot.value) for slot in step.slots]
+    slots += [absent] * (2 - len(slots))
+    table_ops.UPDATE(
+        *_table(variable),
+        *slots[0],
+        *slots[1],
+        ids,
+        gradient,
+        step.rate,
+        step.scale,
+        factors.vector(),
+        tf.constant(step.settings, tf.float64),
+        step.number,
+        rule=step.rule,
+    )
+
+
+def flush(variable: Any) -> None:
+    """See `TableVariable.flush`."""
+    table_ops.FLUSH.prepare(variable.dtype)
+    table_ops.FLUSH(*_table(variable))
+
+
+def weights(variable: Any) -> tf.Tensor:
+    """A copy of the true weights."""
+    table_ops.WEIGHTS.prepare(variable.dtype)
+    return table_ops.WEIGHTS(*_table(variable))
+
+
+def penalty(variable: Any, factors: Factors, every: int) -> tf.Tensor:
+    """See `TableVariable.penalty`."""
+    table_ops.PENALTY.prepare(variable.dtype)
+    return table_ops.PENALTY(*_table(variable), factors.vector(), tf.constant(every, tf.int64))
+
+
+def count_zeros(variable: Any) -> tf.Tensor:
+    """See `TableVariable.count_zeros`."""
+    table_ops.COUNT_ZEROS.prepare(variable.dtype)
+    return table_ops.COUNT_ZEROS(*_table(variable))
+
+
+def sum_duplicates(values: tf.Tensor, ids: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Sums of the rows that have the same id, and the ids, each once."""
+    table_ops.SUM_DUPLICATES.prepare(values.dtype, ids.dtype)
+    sums, unique = table_ops.SUM_DUPLICATES(values, ids)
+    if not tf.executing_eagerly():
+        sums.set_shape([None, values.shape[1]])
+        unique.set_shape([None])
+    return sums, unique
+
+
+def _table(variable: Any) -> tuple[tf.Tensor, ...]:
+    return *memory(variable), *memory(variable.stamps)

@@ -1,0 +1,193 @@
+"""The ops of tables by TensorFlow's own: where native ops cannot run. Right, and slower; a lookup compiles with XLA.
+
+No sparse op of TensorFlow's takes the stamps, since it would make TensorFlow copy them at every read from then on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import tensorflow as tf
+from tensorflow.python.ops.control_flow_v2_func_graphs import CondBranchFuncGraph, WhileBodyFuncGraph
+
+from fastreg._bridges import state
+from fastreg._bridges.custom_gradient import differentiable
+from fastreg._bridges.factors import Factors
+
+
+def arithmetic_dtype(dtype: Any) -> tf.DType:
+    """The dtype in which rows of this dtype are computed with: as the kernels, float32 for the half types."""
+    dtype = tf.as_dtype(dtype)
+    return tf.float32 if dtype.size < 4 else dtype
+
+
+def shrink(rows: tf.Tensor, scale: tf.Tensor, threshold: tf.Tensor) -> tf.Tensor:
+    """`sign(x) · max(0, scale · |x| − threshold)` in the dtype of `rows`, to which the factors are rounded.
+
+    The same bits as the kernels.
+    """
+    scaled = rows * tf.cast(scale, rows.dtype)
+    bound = tf.cast(threshold, rows.dtype)
+    # What lies within the threshold minus itself is +0; NaN stays NaN, infinity stays infinity.
+    return scaled - tf.maximum(tf.minimum(scaled, bound), -bound)
+
+
+def lookup(variable: Any, ids: tf.Tensor) -> tf.Tensor:
+    """See `TableVariable.lookup`."""
+    stamps = variable.stamps.stored()
+    numbers = tf.reshape(stamps[-state.ROWS :], [-1])
+    stored = tf.raw_ops.ResourceGather(resource=variable.handle, indices=ids, dtype=variable.dtype)
+    marks = tf.gather(stamps, ids)
+    wide = tf.cast(stored, arithmetic_dtype(variable.dtype))
+    rows = tf.stop_gradient(tf.cast(shrink(wide, *_factors(numbers, marks)), variable.dtype))
+    rows.set_shape([None, variable.shape[1]])
+    shape, in_branch = variable.shape.as_list(), _in_branch()
+
+    @differentiable
+    def through(source: tf.Tensor) -> Any:  # noqa: ARG001
+        def backward(upstream: tf.Tensor) -> Any:
+            return upstream if in_branch else tf.IndexedSlices(upstream, ids, tf.constant(shape, tf.int64))
+
+        return tf.identity(rows), backward
+
+    return through(stored if in_branch else variable.handle)
+
+
+def weights(variable: Any) -> tf.Tensor:
+    """A copy of the true weights, with the gradient of a whole read."""
+    stamps = variable.stamps.stored()
+    rows = _true(variable.stored(), stamps)
+
+    @differentiable
+    def through(source: tf.Tensor) -> Any:  # noqa: ARG001
+        return tf.identity(rows), lambda upstream: upstream
+
+    return through(variable.handle)
+
+
+def update(variable: Any, ids: tf.Tensor, gradient: tf.Tensor, step: Any, factors: Factors) -> None:
+    """See `TableVariable.update`."""
+    unique, positions = tf.unique(ids)
+    sums = tf.math.unsorted_segment_sum(gradient, positions, tf.size(unique)) * tf.cast(step.scale, gradient.dtype)
+    stamps = variable.stamps.stored()
+    numbers = tf.reshape(stamps[-state.ROWS :], [-1])
+    vector = factors.vector()
+    scale = 1.0 - 2.0 * step.rate * vector[1]
+    product = numbers[state.PRODUCT] * scale
+    total = numbers[state.TOTAL] + step.rate * vector[0] / product
+    message = "Invalid value for learning_rate * l2: expected 2 * learning_rate * l2 < 1. Received learning_rate, l2:"
+    with tf.control_dependencies([tf.debugging.Assert(scale > 0.0, [message, step.rate, vector[1]])]):
+        taken = step.plain(unique, sums)
+        marks = tf.gather(stamps, unique)
+        stored = tf.raw_ops.ResourceGather(resource=variable.handle, indices=unique, dtype=variable.dtype)
+        a, b = product / marks[:, :1], product * (total - marks[:, 1:])
+        wide = tf.cast(stored, gradient.dtype)
+        written = tf.cast(shrink(wide, a, b) - taken, variable.dtype)
+        before = shrink(tf.cast(stored, tf.float64), a, b)
+        change = tf.reduce_sum(tf.square(tf.cast(written, tf.float64)) - tf.square(before))
+        squares = tf.maximum(numbers[state.SUM_SQUARES] * tf.square(scale) + change, 0.0)
+        tracked = (vector[0] == 0.0) & (vector[1] != 0.0)
+        after = tf.stack(
+            [
+                product,
+                total,
+                tf.where(tracked, tf.constant(state.UNTRACKED, tf.float64), numbers[state.SUM_ABS]),
+                tf.where(tracked, squares, numbers[state.SUM_SQUARES]),
+                numbers[state.AGE] + tf.where(tracked, tf.constant(0.0, tf.float64), tf.constant(1.0, tf.float64)),
+                tf.constant(0.0, tf.float64),
+            ]
+        )
+        tf.raw_ops.ResourceScatterUpdate(resource=variable.handle, indices=unique, updates=written)
+        now = tf.tile(tf.stack([product, total])[None], [tf.size(unique), 1])
+        rows = tf.concat([unique, tf.cast(tf.range(-state.ROWS, 0) + stamps.shape[0], unique.dtype)], 0)
+        values = tf.concat([now, tf.reshape(after, [state.ROWS, 2])], 0)
+        variable.stamps.assign(tf.tensor_scatter_nd_update(stamps, rows[:, None], values))
+        due = (product < state.SMALLEST_PRODUCT) | (product * total > state.LARGEST_THRESHOLD)
+        _when(due, lambda: _write(variable))
+
+
+def flush(variable: Any) -> None:
+    """See `TableVariable.flush`."""
+    numbers = variable.stamps.stored()[-state.ROWS]
+    _when(tf.reduce_any(numbers != tf.constant(state.FRESH, tf.float64)), lambda: _write(variable))
+
+
+def penalty(variable: Any, factors: Factors, every: int) -> tf.Tensor:
+    """See `TableVariable.penalty`."""
+    numbers = tf.reshape(variable.stamps.stored()[-state.ROWS :], [-1])
+    vector = factors.vector()
+    oldest = tf.where(vector[0] != 0.0, tf.constant(max(every, 1), tf.float64), tf.constant(1.0, tf.float64))
+    old = numbers[state.AGE] >= oldest
+    old |= (vector[0] != 0.0) & (numbers[state.SUM_ABS] == state.UNTRACKED)
+    _when(old & tf.reduce_any(vector != 0.0), lambda: _refresh(variable))
+    sums = tf.reshape(variable.stamps.stored()[-state.ROWS :], [-1])[state.SUM_ABS : state.AGE]
+    return tf.cast(tf.reduce_sum(tf.math.multiply_no_nan(sums, vector)), variable.dtype)
+
+
+def count_zeros(variable: Any) -> tf.Tensor:
+    """See `TableVariable.count_zeros`."""
+    rows = _true(variable.stored(), variable.stamps.stored())
+    return tf.reduce_sum(tf.cast(rows == 0, tf.int64))
+
+
+def sum_duplicates(values: tf.Tensor, ids: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Sums of the rows that have the same id, and the ids, each once."""
+    unique, positions = tf.unique(ids)
+    return tf.math.unsorted_segment_sum(values, positions, tf.size(unique)), unique
+
+
+def _factors(numbers: tf.Tensor, marks: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Scale and threshold of rows: `P / P0` and `P · (S − S0)`, of shape (rows, 1)."""
+    product, total = numbers[state.PRODUCT], numbers[state.TOTAL]
+    return product / marks[:, :1], product * (total - marks[:, 1:])
+
+
+def _true(stored: tf.Tensor, stamps: tf.Tensor) -> tf.Tensor:
+    numbers = tf.reshape(stamps[-state.ROWS :], [-1])
+    wide = tf.cast(stored, arithmetic_dtype(stored.dtype))
+    return tf.cast(shrink(wide, *_factors(numbers, stamps[: -state.ROWS])), stored.dtype)
+
+
+def _write(variable: Any) -> None:
+    """Write the true weights; the sums count as old."""
+    stamps = variable.stamps.stored()
+    rows = _true(variable.stored(), stamps)
+    sums = stamps[-state.ROWS + 1]
+    variable.assign(rows)
+    end = tf.stack([tf.constant(state.FRESH, tf.float64), sums, tf.constant(state.INITIAL[2], tf.float64)])
+    fresh = tf.tile(tf.constant([state.FRESH], tf.float64), [variable.shape[0], 1])
+    variable.stamps.assign(tf.concat([fresh, end], 0))
+
+
+def _refresh(variable: Any) -> None:
+    """Compute the sums of the true weights anew, accumulated in float64."""
+    stamps = variable.stamps.stored()
+    rows = tf.cast(_true(variable.stored(), stamps), tf.float64)
+    sums = tf.stack([tf.reduce_sum(tf.abs(rows)), tf.reduce_sum(tf.square(rows))])
+    end = tf.stack([stamps[-state.ROWS], sums, tf.zeros(2, tf.float64)])
+    variable.stamps.assign(tf.concat([stamps[: -state.ROWS], end], 0))
+
+
+def _when(condition: tf.Tensor, action: Callable[[], None]) -> None:
+    """Do it if the condition holds: now if executing eagerly, else in a branch of the graph."""
+    if tf.executing_eagerly():
+        if condition:
+            action()
+        return
+
+    def branch() -> tf.Tensor:
+        action()
+        return tf.constant(True)
+
+    tf.cond(condition, branch, lambda: tf.constant(False))
+
+
+def _in_branch() -> bool:
+    """Whether a branch of `tf.cond` is traced, where a custom gradient cannot be one of a resource."""
+    graph = tf.compat.v1.get_default_graph()
+    while graph is not None:
+        if isinstance(graph, (CondBranchFuncGraph, WhileBodyFuncGraph)):
+            return True
+        graph = getattr(graph, "outer_graph", None)
+    return False

@@ -1,0 +1,160 @@
+"""What each optimizer does to the rows that a step touched, and the slots it keeps for them; idle rows keep theirs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import keras
+import tensorflow as tf
+from fastreg_kernels.cpu import updates
+
+from fastreg._tables.plain import arithmetic_dtype
+from fastreg._tables.table import LazyTable
+from fastreg._tables.variable import OwnVariable
+
+Slots = Sequence[keras.Variable]
+
+
+class Step(NamedTuple):
+    """What an optimizer does to one table in one step.
+
+    Attributes
+    ----------
+    rule : int
+        Of `fastreg_kernels.cpu.updates`, where the formulas stand.
+    slots : tuple of keras.Variable
+    settings : tuple of float
+        Hyper-parameters, in the order that the kernel takes them in.
+    rate, scale : tf.Tensor
+        Scalars of float64: the learning rate, and what gradients are multiplied by first.
+    number : tf.Tensor
+        Steps before this one, int64.
+    """
+
+    rule: int
+    slots: tuple[keras.Variable, ...]
+    settings: tuple[float, ...]
+    rate: tf.Tensor
+    scale: tf.Tensor
+    number: tf.Tensor
+
+    def plain(self, rows: tf.Tensor, gradient: tf.Tensor) -> tf.Tensor:
+        """The same rule in TensorFlow's ops: updates the slots, and returns what to subtract from these rows."""
+        return _PLAIN[self.rule](self, rows, gradient, tf.cast(self.rate, gradient.dtype))
+
+
+class Rule:
+    """A row-wise form of one of Keras's optimizers, with that optimizer's hyper-parameters.
+
+    Parameters
+    ----------
+    number : int
+        Of `fastreg_kernels.cpu.updates`.
+    optimizer : keras.optimizers.Optimizer
+        Read when a step is traced.
+    """
+
+    def __init__(self, number: int, optimizer: Any) -> None:
+        self._number, self._optimizer = number, optimizer
+        self._slots: dict[int, tuple[keras.Variable, ...]] = {}
+
+    def build(self, table: LazyTable, add_slot: Callable[..., keras.Variable]) -> None:
+        """Make the slots of a table, in the dtype of the arithmetic."""
+        per_weight, dtype = tuple(table.shape), arithmetic_dtype(table.dtype).name
+        shapes, value = {
+            updates.SGD: ({}, 0.0),
+            updates.ADAGRAD: ({"accumulator": per_weight}, "initial_accumulator_value"),
+            updates.ROWWISE_ADAGRAD: ({"row_accumulator": (per_weight[0], 1)}, "initial_accumulator_value"),
+            updates.ADAM: ({"momentum": per_weight, "velocity": per_weight}, 0.0),
+        }[self._number]
+        start = getattr(self._optimizer, value) if isinstance(value, str) else value
+        self._slots[id(table)] = tuple(add_slot(table, name, shape, start, dtype) for name, shape in shapes.items())
+
+    def knows(self, table: LazyTable) -> bool:
+        """Whether slots were made for this table."""
+        return id(table) in self._slots
+
+    def step(self, table: LazyTable, rate: tf.Tensor, scale: tf.Tensor, number: tf.Tensor) -> Step:
+        """What the optimizer does to a table in this step."""
+        names = ("beta_1", "beta_2", "epsilon") if self._number == updates.ADAM else ("epsilon",)
+        settings = tuple(float(getattr(self._optimizer, name, 0.0)) for name in names)
+        return Step(self._number, self._slots[id(table)], settings, rate, scale, number)
+
+
+class Slot(keras.Variable):  # type: ignore[misc]
+    """An optimizer's variable that native ops write to."""
+
+    def _initialize(self, value: Any) -> None:
+        self._value = OwnVariable(value if callable(value) else lambda: value, dtype=self._dtype, trainable=False)
+
+
+def _sgd(step: Step, rows: tf.Tensor, gradient: tf.Tensor, rate: tf.Tensor) -> tf.Tensor:  # noqa: ARG001
+    return rate * gradient
+
+
+def _adagrad(step: Step, rows: tf.Tensor, gradient: tf.Tensor, rate: tf.Tensor) -> tf.Tensor:
+    squares = tf.square(gradient)
+    if step.rule == updates.ROWWISE_ADAGRAD:
+        squares = tf.reduce_mean(squares, axis=1, keepdims=True)
+    (accumulator,) = _advance(step.slots, rows, lambda old: [old[0] + squares])
+    return rate * gradient / tf.sqrt(accumulator + tf.constant(step.settings[0], gradient.dtype))
+
+
+def _adam(step: Step, rows: tf.Tensor, gradient: tf.Tensor, rate: tf.Tensor) -> tf.Tensor:
+    beta_1, beta_2, epsilon = step.settings
+
+    def moments(old: list[tf.Tensor]) -> list[tf.Tensor]:
+        momentum, velocity = old
+        momentum += (gradient - momentum) * tf.constant(1.0 - beta_1, gradient.dtype)
+        return [momentum, velocity + (tf.square(gradient) - velocity) * tf.constant(1.0 - beta_2, gradient.dtype)]
+
+    momentum, velocity = _advance(step.slots, rows, moments)
+    time = tf.cast(step.number + 1, tf.float64)
+    powers = [tf.pow(tf.constant(beta, tf.float64), time) for beta in (beta_1, beta_2)]
+    alpha = rate * tf.cast(tf.sqrt(1.0 - powers[1]) / (1.0 - powers[0]), gradient.dtype)
+    return alpha * momentum / (tf.sqrt(velocity) + tf.constant(epsilon, gradient.dtype))
+
+
+_PLAIN = {updates.SGD: _sgd, updates.ADAGRAD: _adagrad, updates.ROWWISE_ADAGRAD: _adagrad, updates.ADAM: _adam}
+
+
+def _advance(slots: Slots, rows: tf.Tensor, change: Callable[[list[tf.Tensor]], list[tf.Tensor]]) -> list[tf.Tensor]:
+    """New values of these rows of slots, written and returned. Only the rows are read."""
+    old = [tf.raw_ops.ResourceGather(resource=s.value.handle, indices=rows, dtype=s.value.dtype) for s in slots]
+    new = change(old)
+    for slot, values in zip(slots, new, strict=True):
+        tf.raw_ops.ResourceScatterUpdate(resource=slot.value.handle, indices=rows, updates=values)
+    return new
+
+
+def rule_of(optimizer: Any, rowwise: bool) -> Rule:
+    """The row-wise form of an optimizer.
+
+    Raises
+    ------
+    ValueError
+        If there is none that keeps what `fastreg.LazyRegularization` promises.
+    """
+    rules: dict[Any, int] = {
+        keras.optimizers.SGD: updates.SGD,
+        keras.optimizers.Adagrad: updates.ADAGRAD,
+        keras.optimizers.Adam: updates.ADAM,
+    }
+    rule = rules.get(type(optimizer))
+    name = type(optimizer).__name__
+    if rule is None:
+        raise ValueError(
+            "Invalid value for argument optimizer: expected SGD, Adagrad or Adam, which have row-wise updates. "
+            f"Received: {name}"
+        )
+    if rowwise and rule != updates.ADAGRAD:
+        raise ValueError(f"Invalid value for argument rowwise: expected False except with Adagrad. Received: {name}")
+    for option in ("momentum", "amsgrad", "weight_decay", "use_ema", "gradient_accumulation_steps"):
+        value = getattr(optimizer, option, None)
+        if value:
+            raise ValueError(
+                f"Invalid value for argument optimizer: expected no {option}, for it moves rows that a step does not "
+                f"touch. Received: {name}({option}={value})"
+            )
+    return Rule(updates.ROWWISE_ADAGRAD if rowwise else rule, optimizer)

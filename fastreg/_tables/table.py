@@ -1,0 +1,165 @@
+"""The Keras variable around a lazily regularised table."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+from keras.src.backend.common.stateless_scope import in_stateless_scope
+
+from fastreg import _validation
+from fastreg._bridges import support
+from fastreg._bridges.factors import Factors
+from fastreg._tables.plain import arithmetic_dtype
+from fastreg._tables.variable import TableVariable
+from fastreg.regularizers import _Penalty
+
+
+not_converted = tf.autograph.experimental.do_not_convert  # to graph code, of which nothing here is
+
+
+class LazyTable(keras.Variable):  # type: ignore[misc]
+    """A Keras variable of shape (rows, width) that is regularised lazily; see `fastreg.Embedding`.
+
+    Parameters
+    ----------
+    initializer : callable or array
+    shape : tuple of int
+    dtype : str
+        A floating dtype that has kernels.
+    penalty : fastreg.L1, fastreg.L2 or fastreg.L1L2
+        Its factors are read whenever a training step is traced; variables among them, in every step.
+    penalty_every : int
+        Steps after which the value of a penalty with L1 is computed anew.
+    name : str
+    """
+
+    def __init__(
+        self,
+        initializer: Any,
+        shape: tuple[int, int],
+        dtype: str,
+        penalty: _Penalty,
+        penalty_every: int,
+        name: str,
+    ) -> None:
+        self._penalty, self._penalty_every = penalty, penalty_every
+        super().__init__(initializer, shape=shape, dtype=dtype, trainable=True, name=name)
+
+    def _initialize(self, value: Any) -> None:
+        with tf.init_scope():
+            self._value = TableVariable(
+                value if callable(value) else lambda: value,
+                dtype=self._dtype,
+                trainable=self.trainable,
+                name=self.name,
+            )
+
+    @property
+    def penalised_by(self) -> _Penalty:
+        """The regularizer that was given."""
+        return self._penalty
+
+    # What Keras asks a variable for.
+
+    @property
+    def handle(self) -> tf.Tensor:
+        """The resource, which gradients are taken with respect to."""
+        return self._value.handle
+
+    @property
+    def regularizer(self) -> Any:
+        """What Keras adds to the loss: the tracked value of the penalty, whatever it is called with."""
+        return _TrackedPenalty(self)
+
+    @regularizer.setter
+    def regularizer(self, penalty: Any) -> None:
+        if not isinstance(penalty, _Penalty):
+            raise ValueError(
+                "Invalid value for attribute regularizer: expected fastreg.L1, L2 or L1L2 (with factors of zero to "
+                f"switch it off). Received: regularizer={penalty!r}"
+            )
+        self._penalty = penalty
+
+    @property
+    def overwrite_with_gradient(self) -> bool:
+        """Asked for by each of Keras's optimizers before it updates a variable: how a missing wrapper is noticed."""
+        raise RuntimeError(
+            f"The table {self.path!r} is regularised lazily and can only be updated by fastreg.LazyRegularization, the "
+            "outermost optimizer. Wrap the optimizer: "
+            "model.compile(fastreg.LazyRegularization(optimizer), ...). Or use keras.layers.Embedding."
+        )
+
+    # What a lazily regularised layer and its optimizer do.
+
+    @not_converted
+    def factors(self) -> Factors:
+        """l1 and l2, here and now."""
+        l1, l2 = (getattr(self._penalty, name, 0.0) for name in ("l1", "l2"))
+        return Factors(_validation.current_factor(l1, "l1"), _validation.current_factor(l2, "l2"))
+
+    @not_converted
+    def flush(self) -> None:
+        """Write the true weights of all rows; nothing to do if they are there already."""
+        self._value.flush()
+
+    @not_converted
+    def lookup(self, ids: tf.Tensor, dtype: Any) -> tf.Tensor:
+        """True rows, of shape `(*ids.shape, width)`, in this dtype. The gradient is that of the true rows.
+
+        Raises
+        ------
+        tf.errors.InvalidArgumentError
+            At run time, if an id is negative or not below the number of rows.
+        """
+        if self._value is None or in_stateless_scope():  # shapes only
+            return tf.cast(tf.gather(super().value, ids), dtype)
+        rows = self._value.lookup(ids if ids.shape.rank == 1 else tf.reshape(ids, [-1]))
+        if ids.shape.rank != 1:
+            rows = tf.reshape(rows, tf.concat([tf.shape(ids), [self._shape[1]]], 0))
+        if rows.shape.rank is None:
+            rows = tf.ensure_shape(rows, ids.shape.concatenate([self._shape[1]]))
+        else:
+            rows.set_shape(ids.shape.concatenate([self._shape[1]]))
+        return tf.cast(rows, dtype)
+
+    @not_converted
+    def update(self, gradient: tf.IndexedSlices | None, step: Any) -> None:
+        """One training step: see `TableVariable.update`. Without a gradient no row was looked up."""
+        if gradient is None:
+            ids, values = tf.zeros(0, tf.int32), tf.zeros((0, self._shape[1]), arithmetic_dtype(self._dtype))
+        else:
+            ids, values = gradient.indices, gradient.values
+        self._value.update(ids, values, step, self.factors())
+
+    @not_converted
+    def penalty(self) -> tf.Tensor:
+        """The penalty of the true weights as a scalar of their dtype.
+
+        With L1 it is up to `penalty_every` steps old in a training step, in which a tape records, and exact elsewhere.
+        """
+        return self._value.penalty(self.factors(), self._penalty_every if support.tape_is_active() else 0)
+
+    @not_converted
+    def exact_penalty(self) -> tf.Tensor:
+        """The same, of the true weights now."""
+        return self._value.penalty(self.factors(), 0)
+
+    def sparsity(self) -> float:
+        """The share of weights that are exactly zero."""
+        return int(self._value.count_zeros()) / float(np.prod(self._shape))
+
+
+class _TrackedPenalty:
+    """Stands where Keras keeps the regularizer of a variable."""
+
+    def __init__(self, table: LazyTable) -> None:
+        self._table = table
+
+    def __call__(self, x: Any) -> tf.Tensor:  # noqa: ARG002 - the table, which is not read
+        return self._table.penalty()
+
+    def get_config(self) -> Any:
+        return self._table.penalised_by.get_config()

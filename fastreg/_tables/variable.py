@@ -1,0 +1,207 @@
+"""A `tf.Variable` whose rows are regularised when they are looked up, instead of all of them at every step.
+
+Its memory holds each row as it was last written, and the stamps tell what shrink is to come (`fastreg._bridges.state`).
+Nobody sees that: whatever reads the variable gets a copy of true weights, whatever writes it starts from these. Only the
+ops of tables (`native`, `plain`) use its memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import tensorflow as tf
+from keras.src.backend.common.stateless_scope import in_stateless_scope
+from tensorflow.python.ops.resource_variable_ops import ResourceVariable, variable_accessed
+
+from fastreg._bridges import buffers, choose, state, support
+from fastreg._bridges.factors import Factors
+from fastreg._bridges.settings import settings
+from fastreg._tables import native, plain
+
+
+class OwnVariable(ResourceVariable):  # type: ignore[misc]
+    """A variable whose memory is nobody else's, so that native ops can write to it: reads and assignments copy.
+
+    Parameters
+    ----------
+    initial_value : callable
+        Returns the value, without arguments.
+    dtype : tf.DType or str
+    **options
+        As of `tf.Variable`.
+    """
+
+    def __init__(self, initial_value: Callable[[], Any], *, dtype: Any, **options: Any) -> None:
+        with tf.device("CPU:0"):
+            super().__init__(lambda: _copy(tf.cast(initial_value(), dtype)), dtype=dtype, **options)
+
+    def stored(self) -> tf.Tensor:
+        """A copy of the memory."""
+        return _copy(ResourceVariable._read_variable_op(self, no_copy=True))
+
+    def _read_variable_op(self, no_copy: bool = False) -> tf.Tensor:
+        if support.is_saving() or in_stateless_scope():
+            return super()._read_variable_op(no_copy)
+        return self.stored()
+
+    def _serialize_to_tensors(self) -> Any:
+        return {key: self._stored_without_copy for key in super()._serialize_to_tensors()}
+
+    def _stored_without_copy(self) -> tf.Tensor:
+        with tf.device("CPU:0"):
+            return tf.identity(ResourceVariable._read_variable_op(self, no_copy=True))
+
+    def assign(
+        self, value: Any, use_locking: bool | None = None, name: str | None = None, read_value: bool = True
+    ) -> Any:
+        """As of `tf.Variable`."""
+        return super().assign(_copy(tf.convert_to_tensor(value, self.dtype)), use_locking, name, read_value)
+
+
+class TableVariable(OwnVariable):
+    """A variable of shape (rows, width), in the host's memory, also where there is a GPU; parameters as above.
+
+    Attributes
+    ----------
+    stamps : tf.Variable of shape (rows + 3, 2), float64
+        The state; see `fastreg._bridges.state`.
+    """
+
+    def __init__(self, initial_value: Callable[[], Any], *, dtype: Any, **options: Any) -> None:
+        super().__init__(initial_value, dtype=dtype, **options)
+        with tf.device("CPU:0"):
+            self.stamps = OwnVariable(self._initial_stamps, dtype=tf.float64, trainable=False)
+        buffers.clear_after(self)
+
+    # The ops of tables.
+
+    def lookup(self, ids: tf.Tensor) -> tf.Tensor:
+        """True rows of the ids, a vector; with the gradient of a lookup, `tf.IndexedSlices`.
+
+        Raises
+        ------
+        tf.errors.InvalidArgumentError
+            At run time, if an id is negative or not below the number of rows.
+        """
+        variable_accessed(self)  # so that tapes watch it
+        if support.is_saving():  # the file holds true weights
+            return tf.raw_ops.ResourceGather(resource=self.handle, indices=ids, dtype=self.dtype)
+        with tf.device("CPU:0"):
+            return self._way().lookup(self, ids)
+
+    def update(self, ids: tf.Tensor, gradient: tf.Tensor, step: Any, factors: Factors) -> None:
+        """Shrink all rows by one step's penalty, and update some by an optimizer's rule.
+
+        Parameters
+        ----------
+        ids : tf.Tensor of shape (n,)
+            Rows to update; those that occur several times have the sum of their gradients.
+        gradient : tf.Tensor of shape (n, width)
+            In the dtype of the arithmetic.
+        step : rules.Step
+            What the optimizer does in this step.
+        factors : Factors
+
+        Raises
+        ------
+        tf.errors.InvalidArgumentError
+            At run time, if `1 - 2 * learning_rate * l2` is not positive, which would turn weights around.
+        """
+        with tf.device("CPU:0"):
+            self._way().update(self, ids, gradient, step, factors)
+
+    def flush(self) -> None:
+        """Write the true weights of all rows; nothing to do if they are there already."""
+        with tf.device("CPU:0"):
+            self._way().flush(self)
+
+    def penalty(self, factors: Factors, every: int) -> tf.Tensor:
+        """The penalty of the true weights as a scalar of their dtype; with L1 up to `every` steps old."""
+        with tf.device("CPU:0"):
+            return self._way().penalty(self, factors, every)
+
+    def count_zeros(self) -> tf.Tensor:
+        """How many true weights are exactly zero."""
+        with tf.device("CPU:0"):
+            return self._way().count_zeros(self)
+
+    def restart(self) -> None:
+        """The rows are true as they are stored, and the sums are not known: after they were written."""
+        self.stamps.assign(self._initial_stamps())
+
+    def _way(self) -> Any:
+        """Native ops where they can run, else TensorFlow's."""
+        place = choose.Place(self.dtype, tf.executing_eagerly(), xla=not tf.executing_eagerly() and support.in_xla())
+        wanted = settings.bridge in ("auto", "native")
+        return native if wanted and choose.BRIDGES["native"].obstacle(place) is None else plain
+
+    def _initial_stamps(self) -> tf.Tensor:
+        fresh = tf.tile(tf.constant([state.FRESH], tf.float64), [self.shape[0], 1])
+        return tf.concat([fresh, tf.constant(state.INITIAL, tf.float64)], 0)
+
+    # What TensorFlow asks a variable for: reading.
+
+    def _read_variable_op(self, no_copy: bool = False) -> tf.Tensor:
+        if support.is_saving() or in_stateless_scope():
+            return super()._read_variable_op(no_copy)
+        variable_accessed(self)
+        with tf.device("CPU:0"):
+            return self._way().weights(self)
+
+    def sparse_read(self, indices: Any, name: str | None = None) -> tf.Tensor:
+        """`lookup` of ids of any shape."""
+        with tf.name_scope(name or "Gather"):
+            ids = tf.convert_to_tensor(indices)
+            rows = self.lookup(tf.reshape(ids, [-1]))
+            return tf.reshape(rows, tf.concat([tf.shape(ids), [self.shape[1]]], 0))
+
+    def gather_nd(self, indices: Any, name: str | None = None) -> tf.Tensor:
+        """`tf.gather_nd` of the true weights."""
+        return tf.gather_nd(self.value(), indices, name=name)
+
+    def _serialize_to_tensors(self) -> Any:
+        self.flush()  # before any variable of the checkpoint is read
+        return super()._serialize_to_tensors()
+
+    # Writing.
+
+    def assign(
+        self, value: Any, use_locking: bool | None = None, name: str | None = None, read_value: bool = True
+    ) -> Any:
+        """As of `tf.Variable`."""
+        result = super().assign(value, use_locking, name, read_value)
+        self.restart()
+        return self if read_value and tf.executing_eagerly() else result
+
+    def _restore_from_tensors(self, restored_tensors: Any) -> Any:
+        restored = super()._restore_from_tensors(restored_tensors)
+        self.restart()
+        return restored
+
+
+def _copy(x: tf.Tensor) -> tf.Tensor:
+    """The same values in memory of their own."""
+    with tf.device("CPU:0"):
+        return tf.raw_ops.DeepCopy(x=x)
+
+
+def _writing(name: str) -> Callable[..., Any]:
+    """A method of `tf.Variable` that changes elements, on true weights."""
+
+    def method(self: TableVariable, *arguments: Any, **options: Any) -> Any:
+        self.flush()
+        result = getattr(super(TableVariable, self), name)(*arguments, **options)
+        self.restart()
+        return self if tf.executing_eagerly() else result
+
+    method.__name__, method.__doc__ = name, "As of `tf.Variable`."
+    return method
+
+
+for _name in (
+    *("assign_add", "assign_sub", "batch_scatter_update", "_strided_slice_assign"),
+    *(f"scatter_{how}" for how in ("add", "sub", "max", "min", "mul", "div", "update")),
+    *(f"scatter_nd_{how}" for how in ("add", "sub", "max", "min", "update")),
+):
+    setattr(TableVariable, _name, _writing(_name))

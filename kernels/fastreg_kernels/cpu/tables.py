@@ -1,0 +1,109 @@
+"""Compiled code only: passes over a whole lazily regularised table, with the shrink that its rows have to come.
+
+Rows are taken in chunks of about `launch.BLOCK` elements, which do not depend on the number of threads; nor do the bits.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import prange, types
+from numba.extending import overload
+
+from fastreg_kernels.cpu import launch, penalty
+from fastreg_kernels.cpu.jit import jit, parallel_jit
+from fastreg_kernels.cpu.shrink import shrunk
+from fastreg_kernels.cpu.vector import LANES, load, load_first, store, store_first
+
+
+@jit
+def true_rows(first, last, x, stamps, product, threshold, out, at, kind, width):
+    """Write the true values of the rows from `first` to before `last` to `out`, from its element `at` on.
+
+    `out` may be the memory of `x`. For the arguments see `rows.update_rows`; `kind` is any array of the dtype of the
+    arithmetic.
+    """
+    tail = width - width % LANES
+    for row in range(first, last):
+        source, target = row * width, at + (row - first) * width
+        a = kind.dtype.type(product / stamps[row, 0])
+        b = kind.dtype.type(product * (threshold - stamps[row, 1]))
+        for i in range(0, tail, LANES):
+            store(out, target + i, shrunk(load(x, source + i), a, b))
+        if tail < width:
+            rest = shrunk(load_first(x, source + tail, width - tail), a, b)
+            store_first(out, target + tail, rest, width - tail)
+
+
+@jit
+def write(x, stamps, product, threshold, out, kind, width):
+    """The true values of all rows, written to `out`."""
+    blocks = launch.blocks(x.size)
+    threads = launch.enter(blocks)
+    if threads == 1:
+        true_rows(0, stamps.shape[0], x, stamps, product, threshold, out, 0, kind, width)
+    else:
+        _write_parallel(threads, x, stamps, product, threshold, out, kind, width)
+    launch.leave(blocks)
+
+
+@parallel_jit
+def _write_parallel(threads, x, stamps, product, threshold, out, kind, width):
+    for t in prange(threads):
+        first, last = t * stamps.shape[0] // threads, (t + 1) * stamps.shape[0] // threads
+        true_rows(first, last, x, stamps, product, threshold, out, first * width, kind, width)
+
+
+@jit
+def measure(x, stamps, product, threshold, kind, width):
+    """`[sum(|w|), sum(w²), count of zeros]` of the true values w, accumulated in float64."""
+    height = max(1, launch.BLOCK // max(1, width))
+    chunks = -(-stamps.shape[0] // height)
+    partials = np.empty((chunks, 3))
+    blocks = launch.blocks(x.size)
+    threads = launch.enter(blocks)
+    if threads == 1:
+        _measure(0, chunks, height, x, stamps, product, threshold, partials, kind, width)
+    else:
+        _measure_parallel(threads, chunks, height, x, stamps, product, threshold, partials, kind, width)
+    launch.leave(blocks)
+    result = np.zeros(3)
+    for chunk in range(chunks):
+        result += partials[chunk]
+    return result
+
+
+@parallel_jit
+def _measure_parallel(threads, chunks, height, x, stamps, product, threshold, partials, kind, width):
+    for t in prange(threads):
+        first, last = t * chunks // threads, (t + 1) * chunks // threads
+        _measure(first, last, height, x, stamps, product, threshold, partials, kind, width)
+
+
+@jit
+def _measure(first, last, height, x, stamps, product, threshold, partials, kind, width):
+    rows = np.empty(height * width, x.dtype)  # rounded, as they would be stored
+    sums = np.empty((launch.blocks(rows.size), 2))
+    for chunk in range(first, last):
+        start = chunk * height
+        stop = min(start + height, stamps.shape[0])
+        true_rows(start, stop, x, stamps, product, threshold, rows, 0, kind, width)
+        values = rows[: (stop - start) * width]
+        penalty.sums(0, launch.blocks(values.size), values, sums)
+        partials[chunk] = 0.0
+        for block in range(launch.blocks(values.size)):
+            partials[chunk, 0] += sums[block, 0]
+            partials[chunk, 1] += sums[block, 1]
+        for i in range(values.size):
+            partials[chunk, 2] += _is_zero(values[i])
+
+
+def _is_zero(value):
+    """Whether an element as it is stored is zero, of either sign."""
+    raise NotImplementedError  # compiled code only
+
+
+@overload(_is_zero)
+def _is_zero_of(value):
+    if isinstance(value, types.Float):
+        return lambda value: value == 0.0
+    return lambda value: value & 0x7FFF == 0

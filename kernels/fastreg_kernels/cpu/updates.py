@@ -1,0 +1,198 @@
+"""Compiled code only: one optimizer step of a lazily regularised table, from the gradient of a lookup to the written rows.
+
+Duplicates are summed in the order of the lookup, clipped by a scale, turned into a step by the rule of the optimizer, whose
+slots are updated in place, and subtracted from the shrunk rows (`rows.update`). The bits do not depend on the number of
+threads.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import prange
+
+from fastreg_kernels.cpu import launch, rows
+from fastreg_kernels.cpu.jit import jit, parallel_jit
+from fastreg_kernels.cpu.vector import LANES, add_squares, load, load_first, square_root, store, store_first, total, zeros
+
+SGD, ADAGRAD, ROWWISE_ADAGRAD, ADAM = range(4)
+"""Rules. With g the summed gradient, η the learning rate and t the number of this step, from 1:
+
+- SGD: `η · g`
+- Adagrad: `n ← n + g²`, then `η · g / sqrt(n + ε)`, with an accumulator per weight
+- row-wise Adagrad: `n ← n + mean(g²)` over the row, then `η · g / sqrt(n + ε)`, with an accumulator per row
+- Adam: `m ← m + (g − m)·(1 − β1)`, `v ← v + (g² − v)·(1 − β2)`, then `η · sqrt(1 − β2^t) / (1 − β1^t) · m / (sqrt(v) + ε)`
+"""
+
+_ROWS = 16
+"""Rows that are taken through all stages at a time, while they are in the nearest cache."""
+
+
+@jit
+def distinct(ids):
+    """The distinct ids in the order of their first occurrence, and the position of each id among them."""
+    size = 16
+    while size < 2 * ids.size:
+        size *= 2
+    unique, positions = np.empty(ids.size, ids.dtype), np.empty(ids.size, np.int32)
+    count = rows.unique_ids(ids, np.full(size, -1, np.int32), unique, positions)
+    return unique[:count], positions
+
+
+@jit
+def summed(values, positions, count, scale, width):
+    """The sums of the rows of `values` that have the same position, times a scale, as an array of `count` rows."""
+    sums = np.zeros(count * width, values.dtype)
+    blocks = launch.blocks(values.size)
+    threads = launch.enter(blocks)
+    if threads == 1:
+        _sum_range(0, count, values, positions, sums, width)
+    else:
+        _sum_parallel(threads, count, values, positions, sums, width)
+    launch.leave(blocks)
+    if scale != 1.0:
+        factor = values.dtype.type(scale)
+        for i in range(sums.size):
+            sums[i] *= factor
+    return sums
+
+
+@jit
+def _sum_range(first, last, values, positions, sums, width):
+    """Of the positions from `first` to before `last`: each is one thread's, so that the order of additions is one."""
+    for i in range(positions.size):
+        if first <= positions[i] < last:
+            source, target = i * width, positions[i] * width
+            for column in range(0, width, LANES):
+                count = min(LANES, width - column)
+                _put(sums, target + column, _get(sums, target + column, count) + _get(values, source + column, count), count)
+
+
+@parallel_jit
+def _sum_parallel(threads, count, values, positions, sums, width):
+    for t in prange(threads):
+        _sum_range(t * count // threads, (t + 1) * count // threads, values, positions, sums, width)
+
+
+@jit
+def apply(x, stamps, where, gradient, product, threshold, rule, slots, rate, settings, step, changes, width):
+    """Update the rows `where`, each of which occurs once; `gradient` is theirs, and is written over.
+
+    Parameters
+    ----------
+    x, stamps, product, threshold, changes, width
+        As in `rows.update`; `changes` is an array of one element per row, or empty where the change is not wanted.
+    rule : int
+        Of `SGD`, `ADAGRAD`, `ROWWISE_ADAGRAD`, `ADAM`.
+    slots : tuple of two arrays
+        Of the optimizer, flat, in the dtype of the gradient; empty where the rule has fewer.
+    rate : float
+    settings : array of float64
+        `[ε]` of the Adagrads, `[β1, β2, ε]` of Adam.
+    step : int
+        Steps before this one.
+    """
+    blocks = launch.blocks(gradient.size)
+    threads = launch.enter(blocks)
+    if threads == 1:
+        _apply(0, where.size, x, stamps, where, gradient, product, threshold, rule, slots, rate, settings, step, changes, width)
+    else:
+        _apply_parallel(
+            threads, x, stamps, where, gradient, product, threshold, rule, slots, rate, settings, step, changes, width
+        )
+    launch.leave(blocks)
+
+
+@jit
+def _apply(
+    first, last, x, stamps, where, gradient, product, threshold, rule, slots, rate, settings, step, changes, width
+):
+    for start in range(first, last, _ROWS):
+        stop = min(start + _ROWS, last)
+        if rule == SGD:
+            _sgd(start, stop, gradient, rate, width)
+        elif rule == ADAGRAD:
+            _adagrad(start, stop, gradient, where, slots[0], rate, settings[0], width)
+        elif rule == ROWWISE_ADAGRAD:
+            _rowwise_adagrad(start, stop, gradient, where, slots[0], rate, settings[0], width)
+        else:
+            _adam(start, stop, gradient, where, slots, rate, settings, step, width)
+        if changes.size:
+            rows.update(start, stop, x, stamps, where, product, threshold, gradient, changes, width)
+        else:
+            rows.update(start, stop, x, stamps, where, product, threshold, gradient, None, width)
+
+
+@parallel_jit
+def _apply_parallel(
+    threads, x, stamps, where, gradient, product, threshold, rule, slots, rate, settings, step, changes, width
+):
+    for t in prange(threads):
+        first, last = t * where.size // threads, (t + 1) * where.size // threads
+        _apply(
+            first, last, x, stamps, where, gradient, product, threshold, rule, slots, rate, settings, step, changes, width
+        )
+
+
+@jit
+def _sgd(first, last, gradient, rate, width):
+    eta = gradient.dtype.type(rate)
+    for i in range(first * width, last * width, LANES):
+        count = min(LANES, last * width - i)
+        _put(gradient, i, eta * _get(gradient, i, count), count)
+
+
+@jit
+def _adagrad(first, last, gradient, where, accumulator, rate, epsilon, width):
+    eta, small = gradient.dtype.type(rate), gradient.dtype.type(epsilon)
+    for k in range(first, last):
+        source, target = k * width, where[k] * width
+        for column in range(0, width, LANES):
+            count = min(LANES, width - column)
+            g = _get(gradient, source + column, count)
+            n = _get(accumulator, target + column, count) + g * g
+            _put(accumulator, target + column, n, count)
+            _put(gradient, source + column, eta * g / square_root(n + small), count)
+
+
+@jit
+def _rowwise_adagrad(first, last, gradient, where, accumulator, rate, epsilon, width):
+    kind = gradient.dtype.type
+    for k in range(first, last):
+        source, squares = k * width, zeros()
+        for column in range(0, width, LANES):
+            squares = add_squares(squares, _get(gradient, source + column, min(LANES, width - column)))
+        accumulator[where[k]] += kind(total(squares) / width)
+        factor = kind(rate) / np.sqrt(accumulator[where[k]] + kind(epsilon))
+        for column in range(0, width, LANES):
+            count = min(LANES, width - column)
+            _put(gradient, source + column, factor * _get(gradient, source + column, count), count)
+
+
+@jit
+def _adam(first, last, gradient, where, slots, rate, settings, step, width):
+    kind = gradient.dtype.type
+    rest_1, rest_2, small = kind(1.0 - settings[0]), kind(1.0 - settings[1]), kind(settings[2])
+    alpha = kind(rate * np.sqrt(1.0 - settings[1] ** (step + 1)) / (1.0 - settings[0] ** (step + 1)))
+    for k in range(first, last):
+        source, target = k * width, where[k] * width
+        for column in range(0, width, LANES):
+            count = min(LANES, width - column)
+            g = _get(gradient, source + column, count)
+            m, v = _get(slots[0], target + column, count), _get(slots[1], target + column, count)
+            m, v = m + (g - m) * rest_1, v + (g * g - v) * rest_2
+            _put(slots[0], target + column, m, count)
+            _put(slots[1], target + column, v, count)
+            _put(gradient, source + column, alpha * m / (square_root(v) + small), count)
+
+
+@jit
+def _get(x, i, count):
+    return load(x, i) if count == LANES else load_first(x, i, count)
+
+
+@jit
+def _put(x, i, v, count):
+    if count == LANES:
+        store(x, i, v)
+    else:
+        store_first(x, i, v, count)
