@@ -190,6 +190,11 @@ class Embedding(keras.layers.Embedding):  # type: ignore[misc]
         self._refuse_if_lazy("quantize")
         return super().quantize(*args, **kwargs)
 
+    def save_own_variables(self, store: Any) -> None:
+        """As Keras's layer; a run that goes on after saving then has the bits of one that loads the file."""
+        self.flush()
+        super().save_own_variables(store)
+
     def get_config(self) -> dict[str, Any]:
         """What the constructor takes."""
         return {**super().get_config(), "penalty_every": self.penalty_every}

@@ -38,19 +38,15 @@ class OwnVariable(ResourceVariable):  # type: ignore[misc]
 
     def stored(self) -> tf.Tensor:
         """A copy of the memory."""
+        if not tf.executing_eagerly() and support.in_xla():  # which knows neither copies nor their absence
+            return ResourceVariable._read_variable_op(self)
         return _copy(ResourceVariable._read_variable_op(self, no_copy=True))
 
     def _read_variable_op(self, no_copy: bool = False) -> tf.Tensor:
-        if support.is_saving() or in_stateless_scope():
+        # Without a copy TensorFlow reads what it writes to a checkpoint, then and there.
+        if no_copy or support.is_saving() or in_stateless_scope():
             return super()._read_variable_op(no_copy)
         return self.stored()
-
-    def _serialize_to_tensors(self) -> Any:
-        return {key: self._stored_without_copy for key in super()._serialize_to_tensors()}
-
-    def _stored_without_copy(self) -> tf.Tensor:
-        with tf.device("CPU:0"):
-            return tf.identity(ResourceVariable._read_variable_op(self, no_copy=True))
 
     def assign(
         self, value: Any, use_locking: bool | None = None, name: str | None = None, read_value: bool = True
@@ -143,7 +139,7 @@ class TableVariable(OwnVariable):
     # What TensorFlow asks a variable for: reading.
 
     def _read_variable_op(self, no_copy: bool = False) -> tf.Tensor:
-        if support.is_saving() or in_stateless_scope():
+        if no_copy or support.is_saving() or in_stateless_scope():
             return super()._read_variable_op(no_copy)
         variable_accessed(self)
         with tf.device("CPU:0"):

@@ -11,8 +11,8 @@ import fastreg_kernels
 import tensorflow as tf
 from numba import types
 from tensorflow.python import pywrap_tfe
-from tensorflow.python.eager import context, execute
-from tensorflow.python.framework import kernels, op_def_library, op_def_registry
+from tensorflow.python.eager import context, core, execute
+from tensorflow.python.framework import kernels, op_def_library, op_def_registry, ops
 
 from fastreg._bridges.native import capi, tensors
 from fastreg._bridges.native.compiler import callback
@@ -88,7 +88,10 @@ class Op:
         """Run it now, or put it into the graph that is being traced; returns what TensorFlow's own ops would."""
         if tf.executing_eagerly():
             pairs = [part for pair in attributes.items() for part in pair]
-            return pywrap_tfe.TFE_Py_FastPathExecute(context.context(), self.name, None, *inputs, *pairs)
+            try:
+                return pywrap_tfe.TFE_Py_FastPathExecute(context.context(), self.name, None, *inputs, *pairs)
+            except core._NotOkStatusException as error:
+                ops.raise_from_not_ok_status(error, None)
         names = (declaration.partition(":")[0] for declaration in self.inputs)
         keywords = dict(zip(names, inputs, strict=True)) | attributes
         _, _, operation, _ = op_def_library._apply_op_helper(self.name, **keywords)
