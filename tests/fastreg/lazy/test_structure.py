@@ -1,16 +1,23 @@
 """What the traced train step does to a table: it gathers and updates rows, and nothing of the table's size is moved."""
 
+import gc
+
 import keras
+import numpy as np
 import pytest
 import tensorflow as tf
 from tensorflow.python.ops.handle_data_util import get_resource_handle_data
 
 import fastreg
+from fastreg._bridges import state
+from fastreg._bridges.native.table_ops import memory
 
 ROWS, WIDTH = 10_007, 3  # numbers that nothing else in the graph has
 
-ROW_OPS = {"ResourceGather", "ResourceScatterUpdate", "ResourceScatterSub", "EagerPyFunc", "VariableShape"}
-ROW_OPS |= {"Identity", "IdentityN"}  # of the handle
+NATIVE = {"FastregLookup", "FastregUpdate", "FastregTablePenalty"}
+"""What works on a table: its rows, and all of it now and then, in an update that flushes and a penalty that is old."""
+
+ON_RESOURCES = {*NATIVE, "DisableCopyOnRead", "Identity", "IdentityN", "If", "StatefulPartitionedCall", "PartitionedCall"}
 
 
 def graphs(function, branches=False):
@@ -41,25 +48,35 @@ def train_step(optimizer, embedding, penalty, **options):
 
 
 def table_sized(operation):
-    """Whether the operation takes or gives a tensor with a row for every row of the table."""
+    """Whether the operation takes or gives a tensor with a row for every row of the table, or of its stamps."""
     tensors = [*operation.inputs, *operation.outputs]
-    return any(ROWS in (tensor.shape.as_list() if tensor.shape.rank is not None else []) for tensor in tensors)
+    return any({ROWS, ROWS + state.ROWS} & set(t.shape.as_list() if t.shape.rank is not None else []) for t in tensors)
 
 
 def of_a_table(tensor):
     """Whether a resource is a variable with a row for every row of the table."""
     data = get_resource_handle_data(tensor)
-    return any(dimension.size == ROWS for entry in data.shape_and_type for dimension in entry.shape.dim)
+    sizes = {dimension.size for entry in data.shape_and_type for dimension in entry.shape.dim}
+    return bool({ROWS, ROWS + state.ROWS} & sizes)
 
 
-def whole_table_operations(function):
+def lends(operation):
+    """Whether it is a read, without a copy, for native ops and nobody else."""
+    if operation.type != "ReadVariableOp" or {c.type for o in operation.outputs for c in o.consumers()} - NATIVE:
+        return False
+    return any(before.type == "DisableCopyOnRead" for before in operation.control_inputs)
+
+
+def whole_table_operations(function, branches=False):
     found = []
-    for graph in graphs(function):
+    for graph in graphs(function, branches):
         for operation in graph.get_operations():
-            if table_sized(operation):
+            if lends(operation):
+                continue
+            if table_sized(operation) and operation.type not in NATIVE:
                 found.append(operation.type)
             resources = [tensor for tensor in operation.inputs if tensor.dtype == tf.resource and of_a_table(tensor)]
-            if resources and operation.type not in ROW_OPS | {"If", "StatefulPartitionedCall", "PartitionedCall"}:
+            if resources and operation.type not in ON_RESOURCES:
                 found.append(operation.type)
     return found
 
@@ -75,34 +92,52 @@ def test_the_step_moves_rows_only(lazy, kind, penalty, clip):
 def test_with_loss_scaling(lazy):
     scaler = keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.1))
     _, _, function = train_step(fastreg.LazyRegularization(scaler), fastreg.Embedding, fastreg.L2(1e-3))
-    branches = list(graphs(function, branches=True))[1:]
-    assert whole_table_operations(function) == []
-    for graph in branches:  # the update is in a branch here, beside the flush, which is a callback
-        for operation in graph.get_operations():
-            resources = [tensor for tensor in operation.inputs if tensor.dtype == tf.resource]
-            assert operation.type in ROW_OPS | {"If"} or not any(map(of_a_table, resources))
-            assert not table_sized(operation)
+    assert whole_table_operations(function, branches=True) == []  # the update is in a branch here
+    assert any(o.type == "FastregUpdate" for graph in graphs(function, branches=True) for o in graph.get_operations())
 
 
-def test_the_flush_is_a_branch(lazy):
-    """Callbacks outside branches take the touched rows; those that take the whole table are in branches."""
-    _, _, function = train_step(lazy.optimizer("sgd"), fastreg.Embedding, fastreg.L2(1e-3))
-    hot = list(graphs(function))
-    tables = [t for graph in hot for o in graph.get_operations() for t in o.inputs if t.dtype == tf.resource]
-    assert any(map(of_a_table, tables))
-    cold = [graph for graph in graphs(function, branches=True) if graph not in hot]
-    assert any(operation.type == "EagerPyFunc" for graph in cold for operation in graph.get_operations())
+def test_the_step_has_no_callback(lazy):
+    _, _, function = train_step(lazy.optimizer("adagrad"), fastreg.Embedding, fastreg.L1L2(1e-3, 1e-3))
+    used = [operation.type for graph in graphs(function, branches=True) for operation in graph.get_operations()]
+    assert not {"EagerPyFunc", "PyFunc", "PyFuncStateless"} & set(used)
+    assert [used.count(name) for name in sorted(NATIVE)] == [1, 1, 1]
+
+
+@pytest.mark.parametrize("way", ["auto", "tensorflow"])
+def test_the_memory_stays(lazy, way):
+    """No step, no error and no sparse op of TensorFlow's moves or copies the table, whose memory is that of its ops."""
+    fastreg.set_bridge(way)
+    plan = lazy.plan(3)
+    layer, optimizer = plan.layer(fastreg.L1L2(0.01, 0.25)), lazy.optimizer("adagrad")
+    before = address(layer)
+    plan.train(layer, optimizer, graph=False)
+    with pytest.raises(tf.errors.InvalidArgumentError) as caught:
+        layer(tf.constant([-1]))
+    plan.train(layer, optimizer)
+    assert caught.tb is not None  # it refers to what the failing call had in its hands
+    assert address(layer) == before
+    del caught
+    gc.collect()  # then nobody else holds the memory, and there is no reason to copy it
+    fastreg.set_bridge("auto")
+    tf.raw_ops.ResourceGather(resource=layer.embeddings.handle, indices=[1], dtype=tf.float64)
+    plan.train(layer, optimizer)
+    layer.flush()
+    assert address(layer) == before
+
+
+def address(layer):
+    return np.asarray(memory(layer.embeddings._value)[1]).__array_interface__["data"][0]
 
 
 def test_a_plain_layer_does_not_read_the_table(lazy):
-    assert whole_table_operations(train_step(keras.optimizers.SGD(0.1), fastreg.Embedding, None)[2]) == []
+    found = whole_table_operations(train_step(keras.optimizers.SGD(0.1), fastreg.Embedding, None)[2])
+    assert set(found) == {"ResourceGather", "ResourceScatterSub"}
 
 
 def test_the_test_can_fail(lazy):
     """Keras's own layers do what must not be done."""
-    assert "ReadVariableOp" in whole_table_operations(
-        train_step(keras.optimizers.SGD(0.1), keras.layers.Embedding, None)[2]
-    )
+    plain = train_step(keras.optimizers.SGD(0.1), keras.layers.Embedding, None)[2]
+    assert "ReadVariableOp" in whole_table_operations(plain)
     penalty = keras.regularizers.L2(1e-3)
     assert whole_table_operations(train_step(keras.optimizers.SGD(0.1), keras.layers.Embedding, penalty)[2])
     assert whole_table_operations(train_step(keras.optimizers.Adam(0.1), fastreg.Embedding, None)[2])

@@ -8,6 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import fastreg
+from fastreg._bridges import state
 
 STEPS = 500
 TOLERANCES = {"float32": 1e-5, "float64": 1e-12}
@@ -145,7 +146,7 @@ def test_the_threshold_restarts_before_it_loses_digits(lazy, float64):
     weights = plan.train(layer, lazy.optimizer("sgd", 0.5))
     expected = lazy.oracle(plan, "sgd", [0.5] * 300, l1=2.0, start=plan.start * 1000)
     assert lazy.error(weights, expected) < 1e-12
-    assert float(layer.embeddings._state[0] * layer.embeddings._state[1]) < 64
+    assert np.prod(layer.embeddings._value.stamps.numpy()[-state.ROWS]) < 64
 
 
 @pytest.mark.parametrize("branch", [True, False])
