@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
+from fastreg._bridges import support
+
 
 class Factors(NamedTuple):
     """Of sum(|x|) and of sum(x²): each a float, or a scalar tensor of a floating dtype."""
@@ -35,7 +37,7 @@ class Factors(NamedTuple):
         """Both as a float64 tensor of shape (2,) on the host."""
         if not self.tensors:
             return _eager_vector(*self) if tf.executing_eagerly() else tf.constant(self, tf.float64)
-        with tf.device("CPU:0"):
+        with support.on_host():
             return tf.stack([tf.cast(factor, tf.float64) for factor in self])
 
     def scalar(self, index: int, dtype: tf.DType, times: float = 1.0) -> tf.Tensor:
@@ -53,5 +55,5 @@ class Factors(NamedTuple):
 
 @functools.lru_cache(maxsize=1024)
 def _eager_vector(l1: float, l2: float) -> tf.Tensor:
-    with tf.device("CPU:0"):
+    with support.on_host():
         return tf.constant(np.array([l1, l2]))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 from typing import Any
 
 import fastreg_kernels
@@ -30,9 +32,22 @@ def has_tangents(x: tf.Tensor) -> bool:
     return bool(forwardprop_util.pack_tangents([x]).tangents)
 
 
+@functools.cache
+def has_gpu() -> bool:
+    """Whether this machine has a GPU that TensorFlow knows, visible or not."""
+    return bool(tf.config.list_physical_devices("GPU"))
+
+
+def on_host() -> contextlib.AbstractContextManager[Any]:
+    """Have ops run on the host: nothing to say where there is nowhere else."""
+    return tf.device("CPU:0") if has_gpu() else contextlib.nullcontext()
+
+
 def is_likely_on_gpu(x: tf.Tensor) -> bool:
     """Whether a tensor is on a GPU, or will be: what is not placed yet, TensorFlow places there if there is one."""
-    return "GPU" in x.device if x.device else bool(tf.config.get_visible_devices("GPU"))
+    if x.device:
+        return "GPU" in x.device
+    return has_gpu() and bool(tf.config.get_visible_devices("GPU"))
 
 
 def dtype_obstacle(dtype: Any) -> str | None:

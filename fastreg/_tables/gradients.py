@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from fastreg._bridges.settings import settings
 from fastreg._bridges import native as native_bridge
+from fastreg._bridges import support
 from fastreg._tables import native, plain
 
 
@@ -33,7 +34,7 @@ def sparse(gradient: Any, path: str) -> tf.IndexedSlices:
 def summed(gradient: tf.IndexedSlices) -> tf.IndexedSlices:
     """The same gradient with every row once."""
     is_native = settings.bridge in ("auto", "native") and native_bridge.obstacle() is None
-    with tf.device("CPU:0"):
+    with support.on_host():
         values, ids = (native if is_native else plain).sum_duplicates(gradient.values, gradient.indices)
     return tf.IndexedSlices(values, ids, gradient.dense_shape)
 

@@ -33,7 +33,7 @@ class OwnVariable(ResourceVariable):  # type: ignore[misc]
     """
 
     def __init__(self, initial_value: Callable[[], Any], *, dtype: Any, **options: Any) -> None:
-        with tf.device("CPU:0"):
+        with support.on_host():
             super().__init__(lambda: _copy(tf.cast(initial_value(), dtype)), dtype=dtype, **options)
 
     def stored(self) -> tf.Tensor:
@@ -66,7 +66,7 @@ class TableVariable(OwnVariable):
 
     def __init__(self, initial_value: Callable[[], Any], *, dtype: Any, **options: Any) -> None:
         super().__init__(initial_value, dtype=dtype, **options)
-        with tf.device("CPU:0"):
+        with support.on_host():
             self.stamps = OwnVariable(self._initial_stamps, dtype=tf.float64, trainable=False)
         buffers.clear_after(self)
 
@@ -83,7 +83,7 @@ class TableVariable(OwnVariable):
         variable_accessed(self)  # so that tapes watch it
         if support.is_saving():  # the file holds true weights
             return tf.raw_ops.ResourceGather(resource=self.handle, indices=ids, dtype=self.dtype)
-        with tf.device("CPU:0"):
+        with support.on_host():
             return self._way().lookup(self, ids)
 
     def update(self, ids: tf.Tensor, gradient: tf.Tensor, step: Any, factors: Factors) -> None:
@@ -104,22 +104,22 @@ class TableVariable(OwnVariable):
         tf.errors.InvalidArgumentError
             At run time, if `1 - 2 * learning_rate * l2` is not positive, which would turn weights around.
         """
-        with tf.device("CPU:0"):
+        with support.on_host():
             self._way().update(self, ids, gradient, step, factors)
 
     def flush(self) -> None:
         """Write the true weights of all rows; nothing to do if they are there already."""
-        with tf.device("CPU:0"):
+        with support.on_host():
             self._way().flush(self)
 
     def penalty(self, factors: Factors, every: int) -> tf.Tensor:
         """The penalty of the true weights as a scalar of their dtype; with L1 up to `every` steps old."""
-        with tf.device("CPU:0"):
+        with support.on_host():
             return self._way().penalty(self, factors, every)
 
     def count_zeros(self) -> tf.Tensor:
         """How many true weights are exactly zero."""
-        with tf.device("CPU:0"):
+        with support.on_host():
             return self._way().count_zeros(self)
 
     def restart(self) -> None:
@@ -142,7 +142,7 @@ class TableVariable(OwnVariable):
         if no_copy or support.is_saving() or in_stateless_scope():
             return super()._read_variable_op(no_copy)
         variable_accessed(self)
-        with tf.device("CPU:0"):
+        with support.on_host():
             return self._way().weights(self)
 
     def sparse_read(self, indices: Any, name: str | None = None) -> tf.Tensor:
@@ -178,7 +178,7 @@ class TableVariable(OwnVariable):
 
 def _copy(x: tf.Tensor) -> tf.Tensor:
     """The same values in memory of their own."""
-    with tf.device("CPU:0"):
+    with support.on_host():
         return tf.raw_ops.DeepCopy(x=x)
 
 

@@ -6,13 +6,14 @@ import itertools
 from typing import Any
 
 import tensorflow as tf
+from tensorflow.python.eager import record
 
 from fastreg._bridges import plain
 from fastreg._bridges.factors import Factors
 from fastreg._bridges.native import penalty as kernels
 from fastreg._bridges.native import shapes
 from fastreg._bridges.native.op import FLOATS, Op
-from fastreg._bridges.support import in_xla, tape_is_active
+from fastreg._bridges.support import in_xla, on_host, tape_is_active
 
 VALUE = Op(
     "FastregPenalty", ("x: T", "factors: double"), ("value: T",), shapes.scalar, kernels.value, attributes=(FLOATS,)
@@ -47,15 +48,34 @@ def penalty(x: tf.Tensor, factors: Factors) -> tf.Tensor:
     upstream gradient of the last two backwards, and the backward hands it over if it has the same. If not, it computes
     its own. Where no tape records, no gradient will be asked for, and none is written.
     """
-    with tf.device("CPU:0"):
+    with on_host():
+        vector = factors.vector()
         if not tape_is_active():
             VALUE.prepare(x.dtype)
-            return VALUE(x, factors.vector())
+            return VALUE(x, vector)
         AHEAD.prepare(x.dtype)
         GRADIENT.prepare(x.dtype)
-        # Eagerly there is nothing that one penalty is recognised by in the next step but what is penalised.
-        site = hash((x.shape.rank, x.shape.num_elements(), x.dtype)) if tf.executing_eagerly() else next(_sites)
-        return AHEAD(x, factors.vector(), site=site % kernels.SITES)[0]
+        if tf.executing_eagerly():
+            return _recorded(x, vector, factors)
+        return AHEAD(x, vector, site=next(_sites) % kernels.SITES)[0]
+
+
+def _recorded(x: tf.Tensor, vector: tf.Tensor, factors: Factors) -> tf.Tensor:
+    """The penalty of an eager tensor, recorded as an operation with one output.
+
+    For outputs that nobody uses, as the gradient that is computed ahead, a tape would make zeros of their size.
+    """
+    # Nothing is known of a penalty, by which it is recognised in the next step, but what is penalised.
+    site = hash((x.shape.rank, x.shape.num_elements(), x.dtype)) % kernels.SITES
+    with record.stop_recording():
+        value, ahead, assumed = AHEAD(x, vector, site=site)
+
+    def backward(upstream: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor | None]:
+        slope = GRADIENT(x, vector, upstream, ahead, assumed, site=site)
+        return slope, _of_vector(plain.of_factors, vector, x, upstream) if factors.tensors else None
+
+    record.record_operation(AHEAD.name, [value], [x, vector], backward)
+    return value
 
 
 @tf.RegisterGradient(VALUE.name)
@@ -77,7 +97,7 @@ def _gradient(op: Any, upstream: tf.Tensor, ahead: tf.Tensor, assumed: tf.Tensor
     if in_xla():  # though the forward was not
         return plain.gradient(x, upstream, _of_tensor(vector)), of_factors
     GRADIENT.prepare(x.dtype)
-    with tf.device("CPU:0"):
+    with on_host():
         return GRADIENT(x, vector, upstream, ahead, assumed, site=site), of_factors
 
 
