@@ -12,7 +12,7 @@ import tensorflow as tf
 from numba import types
 from tensorflow.python import pywrap_tfe
 from tensorflow.python.eager import context, execute
-from tensorflow.python.framework import kernels, op_def_library, op_def_registry
+from tensorflow.python.framework import kernels, op_def_library, op_def_registry, ops
 
 from fastreg._bridges.native import capi, tensors
 from fastreg._bridges.native.compiler import callback
@@ -83,6 +83,11 @@ class Op:
                 kernel = self.kernel(*dtypes)
                 capi.register(self.name, constraints, self.create.address, kernel.address, _delete.address)
             self._ready.add(dtypes)
+
+    def gradient(self, function: Callable[..., Any]) -> Any:
+        """Decorate the op's gradient, as `tf.RegisterGradient` does; of several imports of a module the last counts."""
+        ops.gradient_registry._registry.pop(self.name, None)
+        return tf.RegisterGradient(self.name)(function)
 
     def __call__(self, *inputs: Any, **attributes: Any) -> Any:
         """Run it now, or put it into the graph that is being traced; returns what TensorFlow's own ops would."""
