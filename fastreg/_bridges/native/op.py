@@ -11,7 +11,7 @@ import fastreg_kernels
 import tensorflow as tf
 from numba import types
 from tensorflow.python import pywrap_tfe
-from tensorflow.python.eager import context, execute
+from tensorflow.python.eager import context, core, execute
 from tensorflow.python.framework import kernels, op_def_library, op_def_registry, ops
 
 from fastreg._bridges.native import capi, tensors
@@ -93,14 +93,17 @@ class Op:
         """Run it now, or put it into the graph that is being traced; returns what TensorFlow's own ops would."""
         if tf.executing_eagerly():
             pairs = [part for pair in attributes.items() for part in pair]
-            return pywrap_tfe.TFE_Py_FastPathExecute(context.context(), self.name, None, *inputs, *pairs)
+            try:
+                return pywrap_tfe.TFE_Py_FastPathExecute(context.context(), self.name, None, *inputs, *pairs)
+            except core._NotOkStatusException as error:
+                ops.raise_from_not_ok_status(error, None)
         names = (declaration.partition(":")[0] for declaration in self.inputs)
         keywords = dict(zip(names, inputs, strict=True)) | attributes
-        _, _, operation, _ = op_def_library._apply_op_helper(self.name, **keywords)
+        # Not the operation's own outputs: a debugger may have put others in their place, which check for NaN.
+        _, _, operation, outputs = op_def_library._apply_op_helper(self.name, **keywords)
         if execute.must_record_gradient():
             attrs = tuple(part for name in operation.node_def.attr for part in (name, operation.get_attr(name)))
-            execute.record_gradient(self.name, operation.inputs, attrs, operation.outputs)
-        outputs = operation.outputs
+            execute.record_gradient(self.name, operation.inputs, attrs, list(outputs))
         return outputs if len(self.outputs) > 1 else outputs[0]
 
 
