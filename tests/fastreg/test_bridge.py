@@ -121,7 +121,7 @@ def test_traced_functions_stay_as_they_are(forced):
 
 @pytest.mark.parametrize("name", FORCED)
 def test_unknown_sizes_decide_at_run_time(name, gradient, request):
-    """One trace serves both: small inputs by TensorFlow's ops, large ones by the kernels, whichever way to them there is."""
+    """One trace serves both: small inputs by TensorFlow's ops, large ones by the kernels, whichever way leads there."""
     if name == "py_function":
         request.getfixturevalue("without_native_ops")
     fastreg.set_bridge("auto")
