@@ -34,35 +34,79 @@ def factor_or_source(value: Any, name: str) -> Any:
     Raises
     ------
     ValueError
-        If it is neither.
+        If it is neither, or a variable or tensor that is no real scalar.
     """
-    return value if _is_source(value) else factor(value, name)
+    if not _is_source(value):
+        return factor(value, name)
+    if not _is_to_be_called(value):
+        _require_real_scalar(value, name)
+    return value
 
 
-def current_factor(value: Any, name: str) -> Any:
-    """A regularization factor here and now: a Python float, or a scalar tensor.
+def called_factor(value: Any, name: str) -> Any:
+    """A regularization factor: a Python float, or the variable or tensor that gives it; what can be called is called.
 
     Raises
     ------
     ValueError
         If it is a number that is not a factor, or no real scalar.
     """
-    if callable(value) and not isinstance(value, (tf.Variable, keras.Variable)):
+    if _is_to_be_called(value):
         value = value()
-    if not _is_source(value):
+    if not isinstance(value, _SOURCES):
         return factor(value, name)
+    _require_real_scalar(value, name)
+    return value
+
+
+def current_factor(value: Any, name: str) -> Any:
+    """A regularization factor here and now: a Python float, or a scalar tensor. Errors are those of `called_factor`."""
+    value = called_factor(value, name)
+    if isinstance(value, float):
+        return value
     tensor = tf.convert_to_tensor(value)
-    if not tensor.shape.is_compatible_with(()) or not (tensor.dtype.is_floating or tensor.dtype.is_integer):
-        raise ValueError(
-            f"Invalid value for argument {name}: expected a real scalar. "
-            f"Received: {name}={value!r} of shape {tensor.shape} and dtype {tensor.dtype.name}"
-        )
     return tensor if tensor.dtype.is_floating else tf.cast(tensor, tf.float64)
+
+
+def known_factor(value: Any, name: str) -> float:
+    """A regularization factor as the Python float that it is now, for configurations.
+
+    Raises
+    ------
+    ValueError
+        If it is no factor, or a tensor of a graph, whose value is not known before that runs.
+    """
+    with tf.init_scope():  # a variable is read now, not when the function runs that is being traced
+        current = current_factor(value, name)
+        if isinstance(current, float):
+            return current
+        number = tf.get_static_value(current)
+    if number is None:
+        raise ValueError(
+            f"Invalid value for argument {name}: a graph gives it when it runs. Received: {name}={value!r}"
+        )
+    return float(number)
+
+
+_SOURCES = (tf.Variable, keras.Variable, tf.Tensor)
 
 
 def _is_source(value: Any) -> bool:
     """Whether it gives a factor when a step runs."""
-    return isinstance(value, (tf.Variable, keras.Variable, tf.Tensor)) or callable(value)
+    return isinstance(value, _SOURCES) or callable(value)
+
+
+def _is_to_be_called(value: Any) -> bool:
+    return callable(value) and not isinstance(value, _SOURCES)
+
+
+def _require_real_scalar(value: Any, name: str) -> None:
+    shape, dtype = tf.TensorShape(value.shape), tf.as_dtype(value.dtype)
+    if not shape.is_compatible_with(()) or not (dtype.is_floating or dtype.is_integer):
+        raise ValueError(
+            f"Invalid value for argument {name}: expected a real scalar. "
+            f"Received: {name}={value!r} of shape {shape} and dtype {dtype.name}"
+        )
 
 
 def floating_tensor(x: Any) -> tf.Tensor:

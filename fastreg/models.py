@@ -14,7 +14,7 @@ from fastreg._bridges import choose
 from fastreg._bridges.counters import Choice
 from fastreg._tables.clone import lazy_clone
 from fastreg._tables.table import LazyTable
-from fastreg.regularizers import REPLACEMENTS, _Penalty
+from fastreg.regularizers import REPLACEMENTS, _Penalty, replaced
 
 
 @dataclass(frozen=True)
@@ -84,13 +84,13 @@ def accelerate(model: keras.Model, lazy: bool = False) -> keras.Model:
     """
     if lazy:
         model = lazy_clone(model)
-    replaced: dict[int, _Penalty] = {}
+    replacements: dict[int, _Penalty] = {}
 
     def replacement(regularizer: Any) -> _Penalty:
         # One for one, so that layers that shared a regularizer still do.
-        if id(regularizer) not in replaced:
-            replaced[id(regularizer)] = REPLACEMENTS[type(regularizer)](**regularizer.get_config())
-        return replaced[id(regularizer)]
+        if id(regularizer) not in replacements:
+            replacements[id(regularizer)] = replaced(regularizer)
+        return replacements[id(regularizer)]
 
     for layer in _layers(model):
         for name, value in list(vars(layer).items()):

@@ -14,13 +14,20 @@ from fastreg.ops import l1_l2_penalty
 class _Penalty(keras.regularizers.Regularizer):  # type: ignore[misc]
     """What the three regularizers share: the penalty of whatever Keras hands to one."""
 
-    def _penalty(self, x: Any, l1: float, l2: float) -> Any:
+    factors: tuple[str, ...]
+    """Names of the factors that a class has: attributes, and keys of its configuration."""
+
+    def _penalty(self, x: Any, l1: Any, l2: Any) -> Any:
         if isinstance(x, keras.KerasTensor):  # a symbol without values: Keras infers shape and dtype only
             return _symbolic_penalty(x, l1, l2)
         return l1_l2_penalty(x, l1, l2)
 
+    def get_config(self) -> dict[str, float]:
+        """The factors as they are now, under the keys that Keras's own class uses."""
+        return {name: _validation.known_factor(getattr(self, name), name) for name in self.factors}
+
     def __repr__(self) -> str:
-        factors = ", ".join(f"{name}={value!r}" for name, value in self.get_config().items())
+        factors = ", ".join(f"{name}={getattr(self, name)!r}" for name in self.factors)
         return f"fastreg.{type(self).__name__}({factors})"
 
 
@@ -30,13 +37,14 @@ class L1(_Penalty):
 
     Parameters
     ----------
-    l1 : float, default 0.01
-        Non-negative factor; None means the default.
+    l1 : float, variable, scalar tensor or callable, default 0.01
+        Non-negative factor; None means the default. What is no number gives the factor of each step, as for
+        `l1_l2_penalty`; a configuration then has its value of the moment.
 
     Raises
     ------
     ValueError
-        If the factor is negative or not finite.
+        If the factor is a number that is negative or not finite, or something else that is no scalar.
 
     Notes
     -----
@@ -49,18 +57,16 @@ class L1(_Penalty):
     >>> layer = keras.layers.Dense(8, kernel_regularizer=fastreg.L1(1e-4))
     """
 
-    l1: float
+    factors = ("l1",)
 
-    def __init__(self, l1: float | None = 0.01) -> None:
+    l1: Any
+
+    def __init__(self, l1: Any = 0.01) -> None:
         self.l1 = _validation.factor_or_source(0.01 if l1 is None else l1, "l1")
 
     def __call__(self, x: Any) -> tf.Tensor:
         """The penalty of x: a scalar tensor of x's dtype."""
         return self._penalty(x, self.l1, 0.0)
-
-    def get_config(self) -> dict[str, float]:
-        """The factor, under the key that Keras's own class uses."""
-        return {"l1": self.l1}
 
 
 @keras.saving.register_keras_serializable(package="fastreg")
@@ -69,13 +75,14 @@ class L2(_Penalty):
 
     Parameters
     ----------
-    l2 : float, default 0.01
-        Non-negative factor; None means the default.
+    l2 : float, variable, scalar tensor or callable, default 0.01
+        Non-negative factor; None means the default. What is no number gives the factor of each step, as for
+        `l1_l2_penalty`; a configuration then has its value of the moment.
 
     Raises
     ------
     ValueError
-        If the factor is negative or not finite.
+        If the factor is a number that is negative or not finite, or something else that is no scalar.
 
     Notes
     -----
@@ -86,18 +93,16 @@ class L2(_Penalty):
     >>> layer = keras.layers.Embedding(1_000_000, 64, embeddings_regularizer=fastreg.L2(1e-6))
     """
 
-    l2: float
+    factors = ("l2",)
 
-    def __init__(self, l2: float | None = 0.01) -> None:
+    l2: Any
+
+    def __init__(self, l2: Any = 0.01) -> None:
         self.l2 = _validation.factor_or_source(0.01 if l2 is None else l2, "l2")
 
     def __call__(self, x: Any) -> tf.Tensor:
         """The penalty of x: a scalar tensor of x's dtype."""
         return self._penalty(x, 0.0, self.l2)
-
-    def get_config(self) -> dict[str, float]:
-        """The factor, under the key that Keras's own class uses."""
-        return {"l2": self.l2}
 
 
 @keras.saving.register_keras_serializable(package="fastreg")
@@ -106,13 +111,13 @@ class L1L2(_Penalty):
 
     Parameters
     ----------
-    l1, l2 : float, default 0.0
-        Non-negative factors; None means the default.
+    l1, l2 : float, variable, scalar tensor or callable, default 0.0
+        Non-negative factors, as for `L1`; None means the default.
 
     Raises
     ------
     ValueError
-        If a factor is negative or not finite.
+        If a factor is a number that is negative or not finite, or something else that is no scalar.
 
     Notes
     -----
@@ -124,20 +129,18 @@ class L1L2(_Penalty):
     >>> layer = keras.layers.Dense(8, kernel_regularizer=fastreg.L1L2(l1=1e-5, l2=1e-4))
     """
 
-    l1: float
-    l2: float
+    factors = ("l1", "l2")
 
-    def __init__(self, l1: float | None = 0.0, l2: float | None = 0.0) -> None:
+    l1: Any
+    l2: Any
+
+    def __init__(self, l1: Any = 0.0, l2: Any = 0.0) -> None:
         self.l1 = _validation.factor_or_source(0.0 if l1 is None else l1, "l1")
         self.l2 = _validation.factor_or_source(0.0 if l2 is None else l2, "l2")
 
     def __call__(self, x: Any) -> tf.Tensor:
         """The penalty of x: a scalar tensor of x's dtype."""
         return self._penalty(x, self.l1, self.l2)
-
-    def get_config(self) -> dict[str, float]:
-        """The factors, under the keys that Keras's own class uses."""
-        return {"l1": self.l1, "l2": self.l2}
 
 
 REPLACEMENTS = {keras.regularizers.L1: L1, keras.regularizers.L2: L2, keras.regularizers.L1L2: L1L2}
@@ -162,10 +165,21 @@ def l1_l2(l1: float = 0.01, l2: float = 0.01) -> L1L2:
     return L1L2(l1=l1, l2=l2)
 
 
-def _symbolic_penalty(x: keras.KerasTensor, l1: float, l2: float) -> Any:
+def replaced(regularizer: Any) -> _Penalty:
+    """fastreg's regularizer in the place of one of Keras's, with the same factors, which may be variables.
+
+    Keras's constructors take numbers only, but its regularizers compute with whatever their attributes are set to.
+    """
+    replacement = REPLACEMENTS[type(regularizer)]
+    return replacement(**{name: getattr(regularizer, name) for name in replacement.factors})
+
+
+def _symbolic_penalty(x: keras.KerasTensor, l1: Any, l2: Any) -> Any:
     terms = []
-    if l1 != 0.0:
-        terms.append(l1 * keras.ops.sum(keras.ops.absolute(x)))
-    if l2 != 0.0:
-        terms.append(l2 * keras.ops.sum(keras.ops.square(x)))
+    for name, factor, magnitude in (("l1", l1, keras.ops.absolute), ("l2", l2, keras.ops.square)):
+        factor = _validation.called_factor(factor, name)
+        if not isinstance(factor, float):  # read when the model runs; of another dtype perhaps
+            terms.append(keras.ops.cast(keras.ops.multiply(factor, keras.ops.sum(magnitude(x))), x.dtype))
+        elif factor != 0.0:
+            terms.append(factor * keras.ops.sum(magnitude(x)))
     return sum(terms[1:], terms[0]) if terms else keras.ops.zeros((), x.dtype)

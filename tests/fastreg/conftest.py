@@ -19,7 +19,7 @@ import tensorflow as tf
 from keras import layers
 
 import fastreg
-from fastreg._bridges import settings
+from fastreg._bridges import native, settings
 
 FORCED = ("native", "py_function")
 """The bridges that use kernels whatever the size."""
@@ -95,6 +95,12 @@ def forced(request, fresh_state):
     chosen = Bridge(request.param)
     yield chosen
     chosen.check()
+
+
+@pytest.fixture
+def without_native_ops(monkeypatch):
+    """As where TensorFlow's library does not export what native ops need; `"auto"` then falls back to callbacks."""
+    monkeypatch.setattr(native, "obstacle", lambda: "no native ops in this test")
 
 
 @pytest.fixture(scope="session")

@@ -11,8 +11,10 @@ import fastreg
 from fastreg._bridges import buffers
 from fastreg._bridges.callback import exchange
 
+FORCED = ("native", "py_function")
 
-@pytest.mark.parametrize("name", ["auto", "py_function", "tensorflow"])
+
+@pytest.mark.parametrize("name", ["auto", "native", "py_function", "tensorflow"])
 def test_set_bridge(name):
     fastreg.set_bridge(name)
     assert fastreg.get_bridge() == fastreg.info()["bridge"] == name
@@ -21,17 +23,17 @@ def test_set_bridge(name):
 @pytest.mark.parametrize("name", ["", "Auto", "numba", None, 1, True, ["auto"], b"auto"])
 def test_unknown_bridges(name):
     before = fastreg.get_bridge()
-    with pytest.raises(ValueError, match=r"'auto', 'py_function', 'tensorflow'.*Received"):
+    with pytest.raises(ValueError, match=r"'auto', 'native', 'py_function', 'tensorflow'.*Received"):
         fastreg.set_bridge(name)
     assert fastreg.get_bridge() == before
 
 
 def test_set_crossover():
     measured = fastreg.info()["crossover"]
-    assert set(measured) == {"graph", "eager"}
+    assert set(measured) == {"native", "graph", "eager"}
     for n in (0, 1, 12345, np.int64(7), 10**15):
         fastreg.set_crossover(n)
-        assert fastreg.info()["crossover"] == {"graph": n, "eager": n}
+        assert fastreg.info()["crossover"] == {"native": n, "graph": n, "eager": n}
     fastreg.set_crossover(None)
     assert fastreg.info()["crossover"] == measured
 
@@ -72,19 +74,28 @@ def test_thread_counts_change_no_bits(forced, gradient):
         np.testing.assert_array_equal(slope, results[0][1])
 
 
-@pytest.mark.parametrize("bridge_name", ["tensorflow", "auto", "py_function"])
+@pytest.mark.parametrize("bridge_name", ["tensorflow", "auto", "native", "py_function"])
 def test_the_setting_decides(bridge_name, gradient):
     fastreg.set_bridge(bridge_name)
     fastreg.set_crossover(100)
     for function in (gradient, tf.function(gradient)):
-        for size, expected in ((99, bridge_name == "py_function"), (100, bridge_name != "tensorflow")):
+        for size, expected in ((99, bridge_name in FORCED), (100, bridge_name != "tensorflow")):
             before = fastreg.info()["kernel_calls"]
             gradient_before_trace = function(fastreg.L2(0.5), tf.ones(size))[1]
             assert (gradient_before_trace.numpy() == 1.0).all()
             assert (fastreg.info()["kernel_calls"] > before) == expected
 
 
-def test_eager_and_graph_crossovers_differ():
+def test_native_ops_serve_any_size(gradient):
+    fastreg.set_bridge("auto")
+    assert fastreg.info()["crossover"]["native"] <= 1
+    for function in (gradient, tf.function(gradient)):
+        before = fastreg.info()["kernel_calls"]
+        assert function(fastreg.L2(0.5), tf.ones(1))[1].numpy().tolist() == [1.0]
+        assert fastreg.info()["kernel_calls"] > before
+
+
+def test_eager_and_graph_crossovers_of_callbacks_differ(without_native_ops):
     """Reaching a kernel costs less eagerly."""
     fastreg.set_bridge("auto")
     sizes = fastreg.info()["crossover"]
@@ -98,8 +109,7 @@ def test_eager_and_graph_crossovers_differ():
     assert fastreg.info()["kernel_calls"] == before + 1
 
 
-def test_traced_functions_stay_as_they_are():
-    fastreg.set_bridge("py_function")
+def test_traced_functions_stay_as_they_are(forced):
     function = tf.function(fastreg.L2())
     x = tf.ones(10)
     function(x)
@@ -109,8 +119,11 @@ def test_traced_functions_stay_as_they_are():
     assert fastreg.info()["kernel_calls"] == before + 1
 
 
-def test_unknown_sizes_decide_at_run_time(gradient):
-    """One trace serves both: small inputs by TensorFlow's ops, large ones by the kernels."""
+@pytest.mark.parametrize("name", FORCED)
+def test_unknown_sizes_decide_at_run_time(name, gradient, request):
+    """One trace serves both: small inputs by TensorFlow's ops, large ones by the kernels, whichever way leads there."""
+    if name == "py_function":
+        request.getfixturevalue("without_native_ops")
     fastreg.set_bridge("auto")
     fastreg.set_crossover(1000)
     function = tf.function(lambda x: gradient(fastreg.L1L2(0.5, 0.25), x), input_signature=[tf.TensorSpec([None])])
@@ -125,6 +138,9 @@ def test_unknown_sizes_decide_at_run_time(gradient):
             np.testing.assert_allclose(value, expected, rtol=1e-5)
             np.testing.assert_allclose(slope, 0.5 * np.sign(x) + 0.5 * x.numpy(), rtol=1e-6)
     assert function.experimental_get_tracing_count() == 1
+    assert {"bridge": "dynamic", "reason": f"decided at run time: {name} from 1,000 elements on"} in [
+        {"bridge": entry["bridge"], "reason": entry["reason"]} for entry in fastreg.info()["choices"]
+    ]
 
 
 @pytest.mark.parametrize("shape", [None, [None, None], [None, 3]])
@@ -155,8 +171,9 @@ def test_a_dtype_without_a_kernel_falls_back(bridge, gradient, monkeypatch):
     assert slope.dtype == "float64"
 
 
-def test_a_forced_bridge_warns_once_for_each_reason(monkeypatch):
-    fastreg.set_bridge("py_function")
+@pytest.mark.parametrize("name", FORCED)
+def test_a_forced_bridge_warns_once_for_each_reason(name, monkeypatch):
+    fastreg.set_bridge(name)
     compiled = tf.function(fastreg.L2(0.5), jit_compile=True)
     with pytest.warns(RuntimeWarning, match="XLA"):
         compiled(tf.ones(3))
@@ -203,8 +220,7 @@ def test_host_arrays_and_tensors_share_memory():
     assert np.asarray(made).__array_interface__["data"][0] == buffer.__array_interface__["data"][0]
 
 
-def test_kernel_calls_are_counted_in_every_thread(in_threads):
-    fastreg.set_bridge("py_function")
+def test_kernel_calls_are_counted_in_every_thread(forced, in_threads):
     before = fastreg.info()["kernel_calls"]
     in_threads(lambda _: [fastreg.L2()(tf.ones(3)) for _ in range(50)])
     assert fastreg.info()["kernel_calls"] == before + 200
@@ -219,6 +235,7 @@ print(fastreg.info()["bridge"], fastreg.info()["kernel_calls"])
 
 def test_the_environment_sets_the_bridge(run_python):
     assert run_python(REPORT, FASTREG_BRIDGE="py_function").split() == ["py_function", "1"]
+    assert run_python(REPORT, FASTREG_BRIDGE="native").split() == ["native", "1"]
     assert run_python(REPORT, FASTREG_BRIDGE="tensorflow").split() == ["tensorflow", "0"]
     error = run_python("import fastreg", ok=False, FASTREG_BRIDGE="numba")
     assert "ValueError: Invalid value for environment variable FASTREG_BRIDGE" in error

@@ -8,7 +8,6 @@ import pytest
 PROGRAM = """
     import gc, json, psutil
     import fastreg, tensorflow as tf
-    fastreg.set_bridge("py_function")
     penalty, ROWS = fastreg.L1L2(0.1, 0.2), 1 << 18  # 1 MB of float32
     x, variable = tf.ones(ROWS), tf.Variable(tf.ones(ROWS))
 
@@ -102,9 +101,9 @@ PROGRAM = """
 """
 
 
-@pytest.fixture(scope="module")
-def growth(run_python):
-    return json.loads(run_python(PROGRAM).split("RESULTS")[1])
+@pytest.fixture(scope="module", params=["native", "py_function"])
+def growth(run_python, request):
+    return json.loads(run_python(PROGRAM, FASTREG_BRIDGE=request.param).split("RESULTS")[1])
 
 
 @pytest.mark.parametrize(

@@ -49,7 +49,7 @@ def test_whole_models(bridge, tmp_path, name):
     loaded.compile(keras.optimizers.SGD(0.01), "mse", jit_compile=False)
     calls = bridge.kernel_calls()
     loaded.fit(X, X[:, :1], verbose=0)
-    assert (bridge.kernel_calls() > calls) == bridge.forced
+    assert bridge.kernel_calls() > calls
 
 
 def test_training_goes_on_after_loading(bridge, tmp_path):
@@ -102,11 +102,12 @@ def test_checkpoints(bridge, tmp_path):
     assert_equal_models(other, model)
 
 
-def test_a_traced_model_without_a_tape_has_no_callbacks():
+def test_a_traced_model_without_a_tape_has_no_kernels():
     """So that it can be converted for other runtimes, as one with Keras's regularizers can."""
     fastreg.set_bridge("auto")
     traced = tf.function(make()).get_concrete_function(tf.TensorSpec([None, 6]))
-    assert not [op.name for op in _operations(traced.graph) if op.op == "EagerPyFunc"]
+    used = {op.op for op in _operations(traced.graph)}
+    assert not [name for name in used if name == "EagerPyFunc" or name.startswith("Fastreg")]
     assert tf.lite.TFLiteConverter.from_concrete_functions([traced]).convert()
 
 

@@ -192,7 +192,6 @@ DISTRIBUTED = """
     cpu = tf.config.list_physical_devices("CPU")[0]
     tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
     import keras, numpy as np, fastreg
-    fastreg.set_bridge("py_function")
     generator = np.random.default_rng(0)
     x, y = (generator.normal(size=(64, n)).astype("float32") for n in (12, 1))
     results = []
@@ -214,9 +213,10 @@ DISTRIBUTED = """
 """
 
 
-def test_two_replicas(run_python):
+@pytest.mark.parametrize("name", ["native", "py_function"])
+def test_two_replicas(run_python, name):
     """A penalty is divided by the number of replicas; a mirrored variable reaches the kernels."""
-    ours, theirs = json.loads(run_python(DISTRIBUTED).split("RESULTS")[1])
+    ours, theirs = json.loads(run_python(DISTRIBUTED, FASTREG_BRIDGE=name).split("RESULTS")[1])
     assert ours[3] == theirs[3] == 2
     assert theirs[2] == 0
     assert ours[2] >= 2 * 3 * 52  # two replicas, three penalties, 52 steps

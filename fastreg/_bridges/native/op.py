@@ -84,6 +84,11 @@ class Op:
                 capi.register(self.name, constraints, self.create.address, kernel.address, _delete.address)
             self._ready.add(dtypes)
 
+    def gradient(self, function: Callable[..., Any]) -> Any:
+        """Decorate the op's gradient, as `tf.RegisterGradient` does; of several imports of a module the last counts."""
+        ops.gradient_registry._registry.pop(self.name, None)
+        return tf.RegisterGradient(self.name)(function)
+
     def __call__(self, *inputs: Any, **attributes: Any) -> Any:
         """Run it now, or put it into the graph that is being traced; returns what TensorFlow's own ops would."""
         if tf.executing_eagerly():
@@ -94,11 +99,12 @@ class Op:
                 ops.raise_from_not_ok_status(error, None)
         names = (declaration.partition(":")[0] for declaration in self.inputs)
         keywords = dict(zip(names, inputs, strict=True)) | attributes
-        _, _, operation, _ = op_def_library._apply_op_helper(self.name, **keywords)
+        # Not the operation's own outputs: a debugger may have put others in their place, which check for NaN.
+        _, _, operation, outputs = op_def_library._apply_op_helper(self.name, **keywords)
         if execute.must_record_gradient():
             attrs = tuple(part for name in operation.node_def.attr for part in (name, operation.get_attr(name)))
-            execute.record_gradient(self.name, operation.inputs, attrs, operation.outputs)
-        return operation.outputs[0] if len(self.outputs) == 1 else operation.outputs
+            execute.record_gradient(self.name, operation.inputs, attrs, list(outputs) if self.outputs else [])
+        return outputs[0] if len(self.outputs) == 1 else outputs
 
 
 def _has_kernel(name: str, constraints: dict[str, tf.DType]) -> bool:

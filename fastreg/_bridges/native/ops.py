@@ -78,12 +78,12 @@ def _recorded(x: tf.Tensor, vector: tf.Tensor, factors: Factors) -> tf.Tensor:
     return value
 
 
-@tf.RegisterGradient(VALUE.name)
+@VALUE.gradient
 def _gradient_of_value(op: Any, upstream: tf.Tensor) -> Any:
     return _gradient(op, upstream, op.inputs[0], tf.zeros(2, tf.float64), next(_sites) % kernels.SITES)
 
 
-@tf.RegisterGradient(AHEAD.name)
+@AHEAD.gradient
 def _gradient_of_value_and_gradient(op: Any, upstream: tf.Tensor, *ignored: Any) -> Any:
     del ignored  # of the gradient that is computed ahead, and of what it assumes: no results
     if upstream is None:
@@ -101,7 +101,7 @@ def _gradient(op: Any, upstream: tf.Tensor, ahead: tf.Tensor, assumed: tf.Tensor
         return GRADIENT(x, vector, upstream, ahead, assumed, site=site), of_factors
 
 
-@tf.RegisterGradient(GRADIENT.name)
+@GRADIENT.gradient
 def _gradient_of_gradient(op: Any, v: tf.Tensor) -> Any:
     x, vector, upstream = op.inputs[:3]
     of_x, of_upstream = plain.second_order(x, upstream, v, _of_tensor(vector))

@@ -19,6 +19,8 @@ from fastreg._bridges.native import capi
 from fastreg._bridges.native.compiler import callback, jit
 from fastreg._bridges.native.tensors import (
     FLOAT64,
+    discard,
+    expect,
     failed,
     finish,
     first,
@@ -126,10 +128,12 @@ def value(dtype: tf.DType) -> Any:
     def compute(kernel, context):  # noqa: ARG001
         status = capi.NewStatus()
         x_handle, factors_handle = handle_of_input(context, 0, status), handle_of_input(context, 1, status)
-        x = carray(capi.TensorData(x_handle), capi.TensorElementCount(x_handle), stored)
-        factors = carray(capi.TensorData(factors_handle), 2, np.float64)
-        value_handle = scalar_output(context, 0, number, size, status)
-        if not failed(status):
+        value_handle = np.uintp(0)
+        if expect(factors_handle, 2, status):
+            value_handle = scalar_output(context, 0, number, size, status)
+        if value_handle != 0:
+            x = carray(capi.TensorData(x_handle), capi.TensorElementCount(x_handle), stored)
+            factors = carray(capi.TensorData(factors_handle), 2, np.float64)
             put_first(carray(capi.TensorData(value_handle), 1, stored), weighted(_sums(x), factors[0], factors[1]))
             capi.DeleteTensor(value_handle)
             counters.count_kernel_call()
@@ -153,19 +157,23 @@ def value_and_gradient(dtype: tf.DType) -> Any:
         status = capi.NewStatus()
         x_handle, factors_handle = handle_of_input(context, 0, status), handle_of_input(context, 1, status)
         count = capi.TensorElementCount(x_handle)
-        x = carray(capi.TensorData(x_handle), count, stored)
-        factors = carray(capi.TensorData(factors_handle), 2, np.float64)
         guess = _guess_of(kernel)
         upstream = guess[1]
-        value_handle = scalar_output(context, 0, number, size, status)
-        two = np.full(2, 2, np.int64)
-        assumed_handle = capi.AllocateOutput(context, 2, FLOAT64, capi.memory(two), 1, 16, status)
-        ahead_handle = np.uintp(0)
-        if upstream == guess[0]:
-            ahead_handle = output(context, 1, number, shape_of(x_handle), count * size, status)
-        else:
-            capi.SetOutput(context, 1, x_handle, status)
+        # A call that succeeds clears the status, so nothing may be called after one that failed.
+        value_handle = assumed_handle = ahead_handle = np.uintp(0)
+        if expect(factors_handle, 2, status):
+            value_handle = scalar_output(context, 0, number, size, status)
+        if value_handle != 0:
+            two = np.full(2, 2, np.int64)
+            assumed_handle = capi.AllocateOutput(context, 2, FLOAT64, capi.memory(two), 1, 16, status)
+        if assumed_handle != 0:
+            if upstream == guess[0]:
+                ahead_handle = output(context, 1, number, shape_of(x_handle), count * size, status)
+            else:
+                capi.SetOutput(context, 1, x_handle, status)
         if not failed(status):
+            x = carray(capi.TensorData(x_handle), count, stored)
+            factors = carray(capi.TensorData(factors_handle), 2, np.float64)
             assumed = carray(capi.TensorData(assumed_handle), 2, np.float64)
             if ahead_handle != 0:
                 data = capi.TensorData(ahead_handle)
@@ -176,11 +184,10 @@ def value_and_gradient(dtype: tf.DType) -> Any:
                 sums = _sums(x)
                 assumed[0], assumed[1] = 0.0, 0.0
             put_first(carray(capi.TensorData(value_handle), 1, stored), weighted(sums, factors[0], factors[1]))
-            capi.DeleteTensor(value_handle)
-            capi.DeleteTensor(assumed_handle)
-            if ahead_handle != 0:
-                capi.DeleteTensor(ahead_handle)
             counters.count_kernel_call()
+        discard(value_handle)
+        discard(assumed_handle)
+        discard(ahead_handle)
         capi.DeleteTensor(x_handle)
         capi.DeleteTensor(factors_handle)
         finish(context, status)
@@ -195,29 +202,35 @@ def gradient(dtype: tf.DType) -> Any:
 
     def compute(kernel, context):
         status = capi.NewStatus()
+        x_handle, factors_handle = handle_of_input(context, 0, status), handle_of_input(context, 1, status)
         upstream_handle, assumed_handle = handle_of_input(context, 2, status), handle_of_input(context, 4, status)
-        upstream = first(carray(capi.TensorData(upstream_handle), 1, stored))
-        assumed = carray(capi.TensorData(assumed_handle), 2, np.float64)
-        if assumed[0] != 0.0 and assumed[1] == upstream:
+        count = capi.TensorElementCount(x_handle)
+        is_usable = expect(factors_handle, 2, status) and expect(upstream_handle, 1, status)
+        is_usable = is_usable and expect(assumed_handle, 2, status)
+        upstream, is_ahead = 0.0, False
+        if is_usable:
+            upstream = first(carray(capi.TensorData(upstream_handle), 1, stored))
+            assumed = carray(capi.TensorData(assumed_handle), 2, np.float64)
+            is_ahead = assumed[0] != 0.0 and assumed[1] == upstream
+        if is_ahead:
             ahead_handle = handle_of_input(context, 3, status)
-            capi.SetOutput(context, 0, ahead_handle, status)
+            if expect(ahead_handle, count, status):
+                capi.SetOutput(context, 0, ahead_handle, status)
             capi.DeleteTensor(ahead_handle)
-        else:
+        elif is_usable:
             guess = _guess_of(kernel)
             guess[0], guess[1] = guess[1], upstream
-            x_handle, factors_handle = handle_of_input(context, 0, status), handle_of_input(context, 1, status)
-            count = capi.TensorElementCount(x_handle)
-            x = carray(capi.TensorData(x_handle), count, stored)
-            factors = carray(capi.TensorData(factors_handle), 2, np.float64)
             gradient_handle = output(context, 0, number, shape_of(x_handle), count * size, status)
-            if not failed(status):
+            if gradient_handle != 0:
+                x = carray(capi.TensorData(x_handle), count, stored)
+                factors = carray(capi.TensorData(factors_handle), 2, np.float64)
                 data = capi.TensorData(gradient_handle)
                 how, a, b = _terms(factors[0], factors[1], upstream, capi.address(data), count * size)
                 _gradient(x, carray(data, count, stored), how, arithmetic(a), arithmetic(b))
                 capi.DeleteTensor(gradient_handle)
                 counters.count_kernel_call()
-            capi.DeleteTensor(x_handle)
-            capi.DeleteTensor(factors_handle)
+        capi.DeleteTensor(x_handle)
+        capi.DeleteTensor(factors_handle)
         capi.DeleteTensor(upstream_handle)
         capi.DeleteTensor(assumed_handle)
         finish(context, status)

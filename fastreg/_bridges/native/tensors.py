@@ -50,6 +50,18 @@ def shape_of(tensor):
     return shape
 
 
+_wrong_count = capi.text("an input of this op has another number of elements than the op expects")
+
+
+@jit
+def expect(tensor, count, status):
+    """Whether an input has so many elements; if not, the status says so. Nothing else may be called with that then."""
+    if capi.TensorElementCount(tensor) == count:
+        return True
+    capi.SetStatus(status, capi.INVALID_ARGUMENT, _wrong_count())
+    return False
+
+
 @callback(types.void(types.voidptr, types.uintp, types.uintp))
 def _let_go(data, size, slot):  # noqa: ARG001
     """TensorFlow's last reference to a buffer is gone."""
@@ -83,8 +95,15 @@ def output(context, i, number, shape, size, status):
 
 @jit
 def scalar_output(context, i, number, size, status):
-    """Memory for a scalar as the i-th output."""
+    """Memory for a scalar as the i-th output; zero if there is none."""
     return capi.AllocateOutput(context, i, number, capi.memory(np.ones(1, np.int64)), 0, size, status)
+
+
+@jit
+def discard(tensor):
+    """Give a tensor back, if there is one."""
+    if tensor != 0:
+        capi.DeleteTensor(tensor)
 
 
 @jit

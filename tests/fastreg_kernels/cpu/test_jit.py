@@ -1,12 +1,13 @@
 """Where compiled kernels are kept: folders that are tried, folders that are refused, and what is found there again."""
 
+import ctypes
 import os
 import tempfile
 from pathlib import Path
 
 import pytest
 from fastreg_kernels.cpu import jit
-from numba import config
+from numba import config, int64
 
 # Computes, and prints the folder, Numba's own setting, and how many kernels were loaded and how many compiled.
 COMPUTE = """
@@ -142,22 +143,33 @@ def test_no_candidate_is_usable(monkeypatch, tmp_path):
     (tmp_path / "file").write_bytes(b"")
     candidates = [tmp_path / "file", tmp_path / "file" / "below"]
     monkeypatch.setattr(jit, "_candidates", lambda: candidates)
-    assert jit._choose_folder() is None
+    assert jit._choose_root() is None
     candidates.append(tmp_path / "folder")
-    assert jit._choose_folder().parent == tmp_path / "folder"
+    assert jit._choose_root() == tmp_path / "folder"
 
 
 def test_functions_are_compiled_without_a_folder(monkeypatch):
-    monkeypatch.setattr(jit, "_CACHE_FOLDER", None)
-    assert jit.jit(lambda a: a + 1)(2) == 3
-    assert jit.cache_folder() is None
+    monkeypatch.setattr(jit, "_ROOT", None)
+    compiler = jit.Compiler(Path(jit.__file__).parent)
+    assert compiler.folder is None
+    assert compiler.jit(lambda a: a + 1)(2) == 3
+    callback = compiler.cfunc(int64(int64))(lambda a: a + 1)
+    assert ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_int64)(callback.address)(2) == 3
 
 
 def test_numbas_setting_comes_back_after_an_error(monkeypatch, tmp_path):
-    monkeypatch.setattr(jit, "_CACHE_FOLDER", tmp_path)
+    monkeypatch.setattr(jit, "_ROOT", tmp_path)
+    compiler = jit.Compiler(Path(jit.__file__).parent)
+    assert compiler.folder.parent == tmp_path
     before = config.CACHE_DIR
-    with pytest.raises(TypeError):
-        jit.jit("not a function")
+
+    class Uncachable:
+        def enable_caching(self):
+            assert str(compiler.folder) == config.CACHE_DIR
+            raise RuntimeError("no locator")
+
+    with pytest.raises(RuntimeError, match="no locator"):
+        compiler._kept(Uncachable())
     assert before == config.CACHE_DIR
 
 
@@ -180,17 +192,18 @@ def test_a_second_process_loads_what_the_first_compiled(run_in):
 
 
 def test_other_sources_get_another_folder(monkeypatch, tmp_path):
-    sources = [tmp_path / "cpu" / "jit.py", tmp_path / "other.py", tmp_path / "other" / "inner.py"]
+    monkeypatch.setattr(jit, "_ROOT", tmp_path / "cache")
+    packages = [tmp_path / "one", tmp_path / "two"]
+    sources = [packages[0] / "cpu" / "jit.py", packages[0] / "other.py", packages[1] / "inner.py"]
     for source in sources:
-        source.parent.mkdir(exist_ok=True)
+        source.parent.mkdir(exist_ok=True, parents=True)
         source.write_text("a = 1\n")
-    monkeypatch.setattr(jit, "__file__", str(sources[0]))
-    fingerprints = {jit._fingerprint()}
-    assert fingerprints == {jit._fingerprint()}
+    folders = {jit.Compiler(*packages).folder}
+    assert folders == {jit.Compiler(*packages).folder}
     for source in sources:
         source.write_text("a = 2\n")
-        fingerprints.add(jit._fingerprint())
-    assert len(fingerprints) == 4
+        folders.add(jit.Compiler(*packages).folder)
+    assert len(folders) == 4
 
 
 def test_kernels_for_another_processor_are_not_mixed_up(run_in):
