@@ -37,6 +37,7 @@ class Place(NamedTuple):
     gpu: bool = False
     tpu: bool = False
     forward_mode: bool = False
+    factors: Factors | None = None
 
 
 class Bridge(NamedTuple):
@@ -60,7 +61,7 @@ class Bridge(NamedTuple):
 def _native_obstacle(place: Place) -> str | None:
     if place.gpu:
         return "native ops serve the host's tensors"
-    return _kernel_obstacle(place) or native.obstacle()
+    return _kernel_obstacle(place) or native.penalty_obstacle(place.dtype, place.factors)
 
 
 def _callback_obstacle(place: Place) -> str | None:
@@ -95,14 +96,14 @@ BRIDGES = {
 
 def penalty(x: tf.Tensor, factors: Factors) -> tf.Tensor:
     """The penalty of a tensor, on the bridge that serves it here and now."""
-    choice = choose(x)
+    choice = choose(x, factors)
     serve = BRIDGES[choice.bridge].penalty if choice.bridge != "dynamic" else _by_size
     return serve(x, factors)
 
 
-def choose(x: tf.Tensor) -> Choice:
+def choose(x: tf.Tensor, factors: Factors) -> Choice:
     """Which bridge serves a penalty of `x` here and now; counted, and warned of where it is not the one that was set."""
-    choice = _choose(_place(x), x.shape.num_elements())
+    choice = _choose(_place(x, factors), x.shape.num_elements())
     if settings.bridge == "auto" and x.shape.num_elements() is None and not support.tape_is_active():
         # Keras asks for the penalty of a layer's outputs in inference too, and drops it. TensorFlow then leaves its own
         # ops out, but not a callback; and converters to other formats know no op of ours.
@@ -118,7 +119,7 @@ def foresee(dtype: Any, size: int | None, eager: bool, xla: bool) -> Choice:
     return _choose(Place(dtype, eager, xla, gpu=bool(tf.config.get_visible_devices("GPU"))), size)
 
 
-def _place(x: tf.Tensor) -> Place:
+def _place(x: tf.Tensor, factors: Factors) -> Place:
     eager = tf.executing_eagerly()
     return Place(
         x.dtype,
@@ -128,6 +129,7 @@ def _place(x: tf.Tensor) -> Place:
         gpu=support.is_likely_on_gpu(x),
         tpu="TPU" in x.device,
         forward_mode=not eager and support.has_tangents(x),
+        factors=factors,
     )
 
 
@@ -168,7 +170,7 @@ def crossover(name: str, place: Place) -> int:
 
 def _by_size(x: tf.Tensor, factors: Factors) -> tf.Tensor:
     """On the kernels or by TensorFlow's ops, as the size at run time decides."""
-    place = _place(x)
+    place = _place(x, factors)
     name, _ = _first_able(place)
     by_kernels = functools.partial(BRIDGES[name].penalty, x, factors)
     is_large = tf.size(x, out_type=tf.int64) >= crossover(name, place)

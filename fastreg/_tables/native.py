@@ -8,6 +8,7 @@ import tensorflow as tf
 
 from fastreg._bridges.factors import Factors
 from fastreg._bridges.native import table_ops
+from fastreg._bridges.native.op import VARIANT, VARIANTS
 from fastreg._bridges.native.table_ops import memory
 
 
@@ -19,7 +20,7 @@ def lookup(variable: Any, ids: tf.Tensor) -> tf.Tensor:
 
 def update(variable: Any, ids: tf.Tensor, gradient: tf.Tensor, step: Any, factors: Factors) -> None:
     """See `TableVariable.update`."""
-    table_ops.UPDATE.prepare(variable.dtype, ids.dtype)
+    table_ops.UPDATE.prepare(variable.dtype, ids.dtype, step.rule)
     absent = (variable.handle, tf.zeros(0, gradient.dtype))
     slots = [memory(slot.value) for slot in step.slots]
     slots += [absent] * (2 - len(slots))
@@ -34,7 +35,7 @@ def update(variable: Any, ids: tf.Tensor, gradient: tf.Tensor, step: Any, factor
         factors.vector(),
         tf.constant(step.settings, tf.float64),
         step.number,
-        rule=step.rule,
+        **{VARIANT: VARIANTS[step.rule]},
     )
 
 

@@ -14,7 +14,8 @@ import tensorflow as tf
 from keras.src.backend.common.stateless_scope import in_stateless_scope
 from tensorflow.python.ops.resource_variable_ops import ResourceVariable, variable_accessed
 
-from fastreg._bridges import buffers, choose, state, support
+from fastreg._bridges import buffers, state, support
+from fastreg._bridges import native as bridge
 from fastreg._bridges.factors import Factors
 from fastreg._bridges.settings import settings
 from fastreg._tables import native, plain
@@ -105,7 +106,7 @@ class TableVariable(OwnVariable):
             At run time, if `1 - 2 * learning_rate * l2` is not positive, which would turn weights around.
         """
         with support.on_host():
-            self._way().update(self, ids, gradient, step, factors)
+            self._way(step.rule).update(self, ids, gradient, step, factors)
 
     def flush(self) -> None:
         """Write the true weights of all rows; nothing to do if they are there already."""
@@ -126,11 +127,11 @@ class TableVariable(OwnVariable):
         """The rows are true as they are stored, and the sums are not known: after they were written."""
         self.stamps.assign(self._initial_stamps())
 
-    def _way(self) -> Any:
-        """Native ops where they can run, else TensorFlow's."""
-        place = choose.Place(self.dtype, tf.executing_eagerly(), xla=not tf.executing_eagerly() and support.in_xla())
-        wanted = settings.bridge in ("auto", "native")
-        return native if wanted and choose.BRIDGES["native"].obstacle(place) is None else plain
+    def _way(self, rule: int | None = None) -> Any:
+        """Native ops where they can run, for updates by this rule, else TensorFlow's."""
+        if settings.bridge not in ("auto", "native") or (not tf.executing_eagerly() and support.in_xla()):
+            return plain
+        return native if bridge.table_obstacle(self.dtype, rule) is None else plain
 
     def _initial_stamps(self) -> tf.Tensor:
         fresh = tf.tile(tf.constant([state.FRESH], tf.float64), [self.shape[0], 1])

@@ -191,7 +191,8 @@ def define(name: str, attributes: Any, inputs: Any, outputs: Any, shapes: int, s
         c.TF_OpDefinitionBuilderAddInput(builder, tensor.encode())
     for tensor in outputs:
         c.TF_OpDefinitionBuilderAddOutput(builder, tensor.encode())
-    c.TF_OpDefinitionBuilderSetIsStateful(builder, stateful)
+    if stateful:  # the call takes no notice of what it is called with
+        c.TF_OpDefinitionBuilderSetIsStateful(builder, True)
     c.TF_OpDefinitionBuilderSetShapeInferenceFunction(builder, shapes)
     with _Status() as status:
         c.TF_RegisterOpDefinition(builder, status)

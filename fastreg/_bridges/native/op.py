@@ -19,7 +19,16 @@ from fastreg._bridges.native.compiler import callback
 
 FLOATS = "T: {float, double, half, bfloat16}"
 
+VARIANT = "kernel_variant"
+VARIANTS = (tf.float32, tf.float64, tf.int32, tf.int64)
+"""The types that stand for variants 0, 1, 2, 3."""
+
+VARIANT_TYPES = f"{VARIANT}: {{float, double, int32, int64}}"
+"""The attribute's definition."""
+
 _lock = threading.RLock()
+
+
 
 
 @callback(types.uintp(types.uintp))
@@ -44,11 +53,12 @@ class Op:
     shapes : compiled function
         Infers the outputs' shapes.
     kernel : callable
-        Compiles the kernel for these dtypes, one for each of the type attributes `types`.
+        Compiles the kernel for these dtypes, one for each of the type attributes `types`; of `VARIANT`, its number.
     create : compiled function
         Makes a kernel's state of its attributes.
     types : tuple of str
-        Type attributes that kernels differ in.
+        Type attributes that kernels differ in. `VARIANT`, an attribute that no tensor has, is for kernels that differ in
+        something else: the only way to have such of one op, so that a process compiles those that it uses.
     stateful : bool
         Whether it does more than its outputs tell.
     """
@@ -62,32 +72,38 @@ class Op:
     create: Any = _no_state
     types: tuple[str, ...] = ("T",)
     stateful: bool = False
-    _ready: set[tuple[tf.DType, ...]] = field(default_factory=set)
+    _ready: set[tuple[Any, ...]] = field(default_factory=set)
 
     def define(self) -> None:
         """Register the definition, unless an earlier import of this module did."""
         if op_def_registry.get(self.name) is None:
             capi.define(self.name, self.attributes, self.inputs, self.outputs, self.shapes.address, self.stateful)
 
-    def prepare(self, *dtypes: tf.DType) -> None:
-        """Have a kernel for these dtypes, compiled now if nobody needed it before."""
-        if dtypes in self._ready:
+    def prepare(self, *key: Any) -> None:
+        """Have a kernel for these dtypes, and for this number of a variant, compiled now if nobody needed it before."""
+        if key in self._ready:
             return
         with _lock:
-            if dtypes in self._ready:
+            if key in self._ready:
                 return
             fastreg_kernels.threading_layer()  # starts the threads, which compiled code cannot
             tensors.publish()
+            dtypes = (VARIANTS[part] if isinstance(part, int) else part for part in key)
             constraints = dict(zip(self.types, dtypes, strict=True))
             if not _has_kernel(self.name, constraints):
-                kernel = self.kernel(*dtypes)
+                kernel = self.kernel(*key)
                 capi.register(self.name, constraints, self.create.address, kernel.address, _delete.address)
-            self._ready.add(dtypes)
+            self._ready.add(key)
 
     def gradient(self, function: Callable[..., Any]) -> Any:
         """Decorate the op's gradient, as `tf.RegisterGradient` does; of several imports of a module the last counts."""
         ops.gradient_registry._registry.pop(self.name, None)
         return tf.RegisterGradient(self.name)(function)
+
+    def has_no_gradient(self) -> None:
+        """Register that tapes have nothing to ask of it."""
+        ops.gradient_registry._registry.pop(self.name, None)
+        tf.no_gradient(self.name)
 
     def __call__(self, *inputs: Any, **attributes: Any) -> Any:
         """Run it now, or put it into the graph that is being traced; returns what TensorFlow's own ops would."""

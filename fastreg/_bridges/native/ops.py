@@ -12,7 +12,7 @@ from fastreg._bridges import plain
 from fastreg._bridges.factors import Factors
 from fastreg._bridges.native import penalty as kernels
 from fastreg._bridges.native import shapes
-from fastreg._bridges.native.op import FLOATS, Op
+from fastreg._bridges.native.op import FLOATS, VARIANT, VARIANT_TYPES, VARIANTS, Op
 from fastreg._bridges.support import in_xla, on_host, tape_is_active
 
 VALUE = Op(
@@ -24,8 +24,9 @@ AHEAD = Op(
     ("value: T", "ahead: T", "assumed: double"),
     shapes.value_and_gradient,
     kernels.value_and_gradient,
-    attributes=(FLOATS, "site: int"),
+    attributes=(FLOATS, VARIANT_TYPES, "site: int"),
     create=kernels.site,
+    types=("T", VARIANT),
 )
 GRADIENT = Op(
     "FastregPenaltyGradient",
@@ -33,8 +34,9 @@ GRADIENT = Op(
     ("gradient: T",),
     shapes.like_first_input,
     kernels.gradient,
-    attributes=(FLOATS, "site: int"),
+    attributes=(FLOATS, VARIANT_TYPES, "site: int"),
     create=kernels.site,
+    types=("T", VARIANT),
 )
 OPS = (VALUE, AHEAD, GRADIENT)
 
@@ -53,25 +55,37 @@ def penalty(x: tf.Tensor, factors: Factors) -> tf.Tensor:
         if not tape_is_active():
             VALUE.prepare(x.dtype)
             return VALUE(x, vector)
-        AHEAD.prepare(x.dtype)
-        GRADIENT.prepare(x.dtype)
+        terms = terms_of(factors)
+        AHEAD.prepare(x.dtype, terms)
+        GRADIENT.prepare(x.dtype, terms)
         if tf.executing_eagerly():
-            return _recorded(x, vector, factors)
-        return AHEAD(x, vector, site=next(_sites) % kernels.SITES)[0]
+            return _recorded(x, vector, factors, VARIANTS[terms])
+        return AHEAD(x, vector, **_attributes(VARIANTS[terms], next(_sites)))[0]
 
 
-def _recorded(x: tf.Tensor, vector: tf.Tensor, factors: Factors) -> tf.Tensor:
+def _attributes(variant: tf.DType, site: int) -> dict[str, Any]:
+    return {VARIANT: variant, "site": site % kernels.SITES}
+
+
+def terms_of(factors: Factors) -> int:
+    """The variant of the ops that write a gradient."""
+    if factors.tensors:
+        return kernels.ANY
+    return kernels.L1_L2 if factors.has(0) and factors.has(1) else kernels.L1 if factors.has(0) else kernels.L2
+
+
+def _recorded(x: tf.Tensor, vector: tf.Tensor, factors: Factors, variant: tf.DType) -> tf.Tensor:
     """The penalty of an eager tensor, recorded as an operation with one output.
 
     For outputs that nobody uses, as the gradient that is computed ahead, a tape would make zeros of their size.
     """
     # Nothing is known of a penalty, by which it is recognised in the next step, but what is penalised.
-    site = hash((x.shape.rank, x.shape.num_elements(), x.dtype)) % kernels.SITES
+    site = hash((x.shape.rank, x.shape.num_elements(), x.dtype))
     with record.stop_recording():
-        value, ahead, assumed = AHEAD(x, vector, site=site)
+        value, ahead, assumed = AHEAD(x, vector, **_attributes(variant, site))
 
     def backward(upstream: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor | None]:
-        slope = GRADIENT(x, vector, upstream, ahead, assumed, site=site)
+        slope = GRADIENT(x, vector, upstream, ahead, assumed, **_attributes(variant, site))
         return slope, _of_vector(plain.of_factors, vector, x, upstream) if factors.tensors else None
 
     record.record_operation(AHEAD.name, [value], [x, vector], backward)
@@ -80,7 +94,8 @@ def _recorded(x: tf.Tensor, vector: tf.Tensor, factors: Factors) -> tf.Tensor:
 
 @VALUE.gradient
 def _gradient_of_value(op: Any, upstream: tf.Tensor) -> Any:
-    return _gradient(op, upstream, op.inputs[0], tf.zeros(2, tf.float64), next(_sites) % kernels.SITES)
+    variant = VARIANTS[terms_of(_of_tensor(op.inputs[1]))]
+    return _gradient(op, upstream, op.inputs[0], tf.zeros(2, tf.float64), variant, next(_sites))
 
 
 @AHEAD.gradient
@@ -88,17 +103,19 @@ def _gradient_of_value_and_gradient(op: Any, upstream: tf.Tensor, *ignored: Any)
     del ignored  # of the gradient that is computed ahead, and of what it assumes: no results
     if upstream is None:
         return None, None
-    return _gradient(op, upstream, op.outputs[1], op.outputs[2], op.get_attr("site"))
+    return _gradient(op, upstream, op.outputs[1], op.outputs[2], op.get_attr(VARIANT), op.get_attr("site"))
 
 
-def _gradient(op: Any, upstream: tf.Tensor, ahead: tf.Tensor, assumed: tf.Tensor, site: int) -> Any:
+def _gradient(
+    op: Any, upstream: tf.Tensor, ahead: tf.Tensor, assumed: tf.Tensor, variant: tf.DType, site: int
+) -> Any:
     x, vector = op.inputs
     of_factors = None if _is_unneeded(op, 1) else _of_vector(plain.of_factors, vector, x, upstream)
     if in_xla():  # though the forward was not
         return plain.gradient(x, upstream, _of_tensor(vector)), of_factors
-    GRADIENT.prepare(x.dtype)
+    GRADIENT.prepare(x.dtype, VARIANTS.index(variant))
     with on_host():
-        return GRADIENT(x, vector, upstream, ahead, assumed, site=site), of_factors
+        return GRADIENT(x, vector, upstream, ahead, assumed, **_attributes(variant, site)), of_factors
 
 
 @GRADIENT.gradient

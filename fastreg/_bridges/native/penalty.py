@@ -13,6 +13,7 @@ import tensorflow as tf
 from fastreg_kernels import _shared
 from fastreg_kernels.cpu import launch, penalty
 from numba import carray, types
+from numba.extending import overload
 
 from fastreg._bridges import counters
 from fastreg._bridges.native import capi
@@ -63,13 +64,9 @@ def _guess_of(site):
 
 
 @jit
-def _terms(l1, l2, upstream, address, size):
-    """How the gradient is computed and written, and in float64 the coefficients of its terms."""
-    how = (penalty.L1_TERM if l1 != 0.0 else 0) | (penalty.L2_TERM if l2 != 0.0 else 0)
-    if how != 0 and launch.is_streamed(address, size):
-        how |= launch.STREAMED
-    scale = upstream if upstream == upstream else np.nan  # without a payload, as the kernels expect of coefficients
-    return how, scale * l1, scale * 2.0 * l2
+def _scale(upstream):
+    """The upstream gradient; NaN without a payload, as the kernels expect of coefficients."""
+    return upstream if upstream == upstream else np.nan
 
 
 @jit
@@ -97,27 +94,82 @@ def _sums(x):
 
 
 @jit
-def _both(x, out, how, l1, l2):
-    blocks = launch.blocks(x.size)
+def _both(x, out, l1, l2):
+    blocks, streamed = launch.blocks(x.size), launch.is_streamed(out.ctypes.data, out.nbytes)
     partials = np.empty((blocks, 2))
     threads = launch.enter(blocks)
     if threads == 1:
-        penalty.both(0, blocks, x, partials, out, how, l1, l2)
+        penalty.both(0, blocks, x, partials, out, streamed, l1, l2)
     else:
-        penalty.both_parallel(threads, blocks, x, partials, out, how, l1, l2)
+        penalty.both_parallel(threads, blocks, x, partials, out, streamed, l1, l2)
     launch.leave(blocks)
     return penalty.fold(partials)
 
 
 @jit
-def _gradient(x, out, how, l1, l2):
-    blocks = launch.blocks(x.size)
+def _gradient(x, out, l1, l2):
+    blocks, streamed = launch.blocks(x.size), launch.is_streamed(out.ctypes.data, out.nbytes)
     threads = launch.enter(blocks)
     if threads == 1:
-        penalty.gradient(0, blocks, x, out, how, l1, l2)
+        penalty.gradient(0, blocks, x, out, streamed, l1, l2)
     else:
-        penalty.gradient_parallel(threads, blocks, x, out, how, l1, l2)
+        penalty.gradient_parallel(threads, blocks, x, out, streamed, l1, l2)
     launch.leave(blocks)
+
+
+L1, L2, L1_L2, ANY = range(4)
+"""Variants of an op that writes a gradient: which terms that has. A factor of zero skips its term, and each combination has
+a kernel of its own. Where factors are known only when the op runs, it is any of them."""
+
+
+def _both_of(terms, x, out, factors, a, b):
+    """`_both` of the terms of a variant."""
+    raise NotImplementedError  # compiled code only
+
+
+@overload(_both_of, prefer_literal=True)
+def _both_of_variant(terms, x, out, factors, a, b):
+    def by_factors(terms, x, out, factors, a, b):
+        if factors[0] != 0.0 and factors[1] != 0.0:
+            return _both(x, out, a, b)
+        if factors[0] != 0.0:
+            return _both(x, out, a, None)
+        if factors[1] != 0.0:
+            return _both(x, out, None, b)
+        out[:] = 0
+        return _sums(x)
+
+    return {
+        L1: lambda terms, x, out, factors, a, b: _both(x, out, a, None),
+        L2: lambda terms, x, out, factors, a, b: _both(x, out, None, b),
+        L1_L2: lambda terms, x, out, factors, a, b: _both(x, out, a, b),
+        ANY: by_factors,
+    }[terms.literal_value]
+
+
+def _gradient_of(terms, x, out, factors, a, b):
+    """`_gradient` of the terms of a variant."""
+    raise NotImplementedError  # compiled code only
+
+
+@overload(_gradient_of, prefer_literal=True)
+def _gradient_of_variant(terms, x, out, factors, a, b):
+    def by_factors(terms, x, out, factors, a, b):
+        if factors[0] != 0.0 and factors[1] != 0.0:
+            _gradient(x, out, a, b)
+        elif factors[0] != 0.0:
+            _gradient(x, out, a, None)
+        elif factors[1] != 0.0:
+            _gradient(x, out, None, b)
+        else:
+            out[:] = 0
+
+    return {
+        L1: lambda terms, x, out, factors, a, b: _gradient(x, out, a, None),
+        L2: lambda terms, x, out, factors, a, b: _gradient(x, out, None, b),
+        L1_L2: lambda terms, x, out, factors, a, b: _gradient(x, out, a, b),
+        ANY: by_factors,
+    }[terms.literal_value]
 
 
 def value(dtype: tf.DType) -> Any:
@@ -144,7 +196,7 @@ def value(dtype: tf.DType) -> Any:
     return callback(COMPUTE)(compute)
 
 
-def value_and_gradient(dtype: tf.DType) -> Any:
+def value_and_gradient(dtype: tf.DType, terms: int) -> Any:
     """`value, ahead, assumed = FastregPenaltyAhead(x, factors)`.
 
     If the last two backwards had one upstream gradient, `ahead` is the gradient for that, and `assumed` is 1 and the
@@ -176,9 +228,9 @@ def value_and_gradient(dtype: tf.DType) -> Any:
             factors = carray(capi.TensorData(factors_handle), 2, np.float64)
             assumed = carray(capi.TensorData(assumed_handle), 2, np.float64)
             if ahead_handle != 0:
-                data = capi.TensorData(ahead_handle)
-                how, a, b = _terms(factors[0], factors[1], upstream, capi.address(data), count * size)
-                sums = _both(x, carray(data, count, stored), how, arithmetic(a), arithmetic(b))
+                out, scale = carray(capi.TensorData(ahead_handle), count, stored), _scale(upstream)
+                a, b = arithmetic(scale * factors[0]), arithmetic(scale * 2.0 * factors[1])
+                sums = _both_of(terms, x, out, factors, a, b)
                 assumed[0], assumed[1] = 1.0, upstream
             else:
                 sums = _sums(x)
@@ -195,7 +247,7 @@ def value_and_gradient(dtype: tf.DType) -> Any:
     return callback(COMPUTE)(compute)
 
 
-def gradient(dtype: tf.DType) -> Any:
+def gradient(dtype: tf.DType, terms: int) -> Any:
     """`gradient = FastregPenaltyGradient(x, factors, upstream, ahead, assumed)`: `ahead` if that is the one asked for."""
     stored, arithmetic, number = kind(dtype)
     size = dtype.size
@@ -224,9 +276,9 @@ def gradient(dtype: tf.DType) -> Any:
             if gradient_handle != 0:
                 x = carray(capi.TensorData(x_handle), count, stored)
                 factors = carray(capi.TensorData(factors_handle), 2, np.float64)
-                data = capi.TensorData(gradient_handle)
-                how, a, b = _terms(factors[0], factors[1], upstream, capi.address(data), count * size)
-                _gradient(x, carray(data, count, stored), how, arithmetic(a), arithmetic(b))
+                out, scale = carray(capi.TensorData(gradient_handle), count, stored), _scale(upstream)
+                a, b = arithmetic(scale * factors[0]), arithmetic(scale * 2.0 * factors[1])
+                _gradient_of(terms, x, out, factors, a, b)
                 capi.DeleteTensor(gradient_handle)
                 counters.count_kernel_call()
         capi.DeleteTensor(x_handle)

@@ -1,50 +1,129 @@
-"""Whether native ops can be had in this process: found out once, before the first use."""
+"""Whether native ops can be had in this process: found out once, before the first use of each.
+
+Symbols and registration are tried for all ops, each kernel by what it computes of known numbers; so a kernel is compiled
+when it is to be used, and not before.
+"""
 
 from __future__ import annotations
 
 import functools
 import sys
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
+from fastreg_kernels.cpu import updates
 
-from fastreg._bridges import counters
+from fastreg._bridges import counters, state
+from fastreg._bridges.factors import Factors
 from fastreg._bridges.native import capi, ops, table_ops
+from fastreg._bridges.native.op import VARIANT, VARIANTS
+
+_found: list[str] = []
 
 
-@functools.cache
 def obstacle() -> str | None:
-    """Why native ops cannot serve in this process, or None.
+    """Why native ops cannot serve in this process, as far as is known, or None."""
+    return _registration() or (_found[0] if _found else None)
 
-    Looks for the symbols, registers the ops, and computes a penalty and its gradient of known numbers.
-    """
+
+def penalty_obstacle(dtype: tf.DType, factors: Factors | None) -> str | None:
+    """Why penalties of this dtype, with such factors, cannot be computed by native ops, or None."""
+    return _registration() or (None if factors is None else _penalty(dtype, ops.terms_of(factors)))
+
+
+def table_obstacle(dtype: tf.DType, rule: int | None = None) -> str | None:
+    """Why tables of this dtype cannot be looked up, or updated by a rule, by native ops, or None."""
+    return _registration() or (_lookup(dtype) if rule is None else _update(dtype, rule))
+
+
+def _probe(test: Callable[..., None]) -> Callable[..., str | None]:
+    """Run a test once for all arguments, and keep what was wrong: whatever it is, other ways serve, and `info` says why."""
+
+    @functools.cache
+    def run(*arguments: Any) -> str | None:
+        try:
+            with tf.init_scope(), counters.not_counted(), tf.device("CPU:0"):
+                test(*arguments)
+        except Exception as error:
+            reason = f"native ops cannot be used: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
+            _found.append(reason)
+            return reason
+        return None
+
+    return run
+
+
+@_probe
+def _registration() -> None:
     if sys.platform == "win32":
-        return "no native ops on Windows"
-    try:
-        with tf.init_scope(), counters.not_counted():
-            capi.library()
-            for op in (*ops.OPS, *table_ops.OPS):
-                op.define()
-            _self_test()
-    except Exception as error:  # whatever it is, other bridges serve, and `info` says why
-        return f"native ops cannot be used: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
-    return None
+        raise capi.UnavailableError("there are none on Windows")
+    capi.library()
+    for op in (*ops.OPS, *table_ops.OPS):
+        op.define()
 
 
-def _self_test() -> None:
-    """Compare a penalty and its gradient with numbers that are exact.
+@_probe
+def _penalty(dtype: tf.DType, terms: int) -> None:
+    l1, l2 = (0.5, 0.0) if terms == ops.kernels.L1 else (0.0, 0.25) if terms == ops.kernels.L2 else (0.5, 0.25)
+    x, vector = tf.constant([3.0, -2.0, 0.0], dtype), tf.constant([l1, l2], tf.float64)
+    ops.VALUE.prepare(dtype)
+    ops.AHEAD.prepare(dtype, terms)
+    ops.GRADIENT.prepare(dtype, terms)
+    options = {VARIANT: VARIANTS[terms], "site": 0}
+    value, ahead, assumed = ops.AHEAD(x, vector, **options)
+    gradient = ops.GRADIENT(x, vector, tf.constant(2.0, dtype), ahead, assumed, **options)
+    expected = 5 * l1 + 13 * l2
+    _compare([value, ops.VALUE(x, vector)], [expected, expected])
+    _compare(gradient, [2 * l1 + 12 * l2, -2 * l1 - 8 * l2, 0.0])
 
-    Raises
-    ------
-    UnavailableError
-        If they differ.
-    """
-    with tf.device("CPU:0"):
-        x, factors = tf.constant([3.0, -2.0, 0.0]), tf.constant([0.5, 0.25], tf.float64)
-        for op in ops.OPS:
-            op.prepare(x.dtype)
-        value, ahead, assumed = ops.AHEAD(x, factors, site=0)
-        gradient = ops.GRADIENT(x, factors, tf.constant(2.0), ahead, assumed, site=0)
-    found = (float(value), float(ops.VALUE(x, factors)), np.asarray(gradient).tolist())
-    if found != (5.75, 5.75, [4.0, -3.0, 0.0]):
-        raise capi.UnavailableError(f"the self-test gave {found}")
+
+@_probe
+def _lookup(dtype: tf.DType) -> None:
+    table_ops.LOOKUP.prepare(dtype, tf.int32)
+    table, stamps = _table(dtype)
+    _compare(
+        table_ops.LOOKUP(*table_ops.memory(table), *table_ops.memory(stamps), tf.constant([1, 0])),
+        [[0.5, 0.0], [1.0, -2.0]],
+    )
+
+
+@_probe
+def _update(dtype: tf.DType, rule: int) -> None:
+    """A learning rate of 1/4 with l2 of 1 halves weights; each rule then subtracts what it makes of a gradient of zero."""
+    table_ops.UPDATE.prepare(dtype, tf.int32, rule)
+    table, stamps = _table(dtype)
+    arithmetic = tf.float32 if dtype.size < 4 else dtype
+    width = 1 if rule == updates.ROWWISE_ADAGRAD else 2
+    slot = table_ops.memory(tf.Variable(tf.ones((2, width), arithmetic), trainable=False))
+    table_ops.UPDATE(
+        *table_ops.memory(table),
+        *table_ops.memory(stamps),
+        *slot,
+        *slot,
+        tf.constant([0, 0]),
+        tf.constant([[1.0, 0.0], [-1.0, 0.0]], arithmetic),
+        *(tf.constant(number, tf.float64) for number in (0.25, 1.0, [0.0, 1.0])),
+        tf.constant([0.9, 0.999, 1e-7] if rule == updates.ADAM else [1e-7], tf.float64),
+        tf.constant(0, tf.int64),
+        **{VARIANT: VARIANTS[rule]},
+    )
+    step = 0.25 * np.sqrt(1 - 0.999) / (1 - 0.9) * 0.9 / (np.sqrt(0.999) + 1e-7) if rule == updates.ADAM else 0.0
+    _compare(table.read_value(), [[0.5 - step, -1.0 - step], [1.0, 0.0]], rtol=1e-2)
+
+
+def _table(dtype: tf.DType) -> tuple[tf.Variable, tf.Variable]:
+    """Two rows, of which the second was last written when P was twice what it is."""
+    numbers = [[1.0, 0.0], [2.0, 0.0], *state.INITIAL]
+    return (
+        tf.Variable(tf.constant([[1.0, -2.0], [1.0, 0.0]], dtype), trainable=False),
+        tf.Variable(tf.constant(numbers, tf.float64), trainable=False),
+    )
+
+
+def _compare(actual: Any, expected: Any, rtol: float = 1e-6) -> None:
+    """Raise UnavailableError if numbers differ."""
+    found = np.asarray(tf.cast(actual, tf.float64))
+    if not np.allclose(found, expected, rtol=rtol, atol=0.0):
+        raise capi.UnavailableError(f"the self-test gave {found.tolist()} for {expected}")

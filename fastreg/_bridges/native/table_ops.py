@@ -9,7 +9,7 @@ from tensorflow.python.eager import record
 
 from fastreg._bridges.native import shapes
 from fastreg._bridges.native import tables as kernels
-from fastreg._bridges.native.op import FLOATS, Op
+from fastreg._bridges.native.op import FLOATS, VARIANT, VARIANT_TYPES, Op
 
 _TABLE = ("table_handle: resource", "table: T", "stamps_handle: resource", "stamps: double")
 _IDS = "I: {int32, int64}"
@@ -44,9 +44,8 @@ UPDATE = Op(
     (),
     shapes.nothing,
     kernels.update,
-    attributes=(FLOATS, _IDS, _ARITHMETIC, "rule: int"),
-    create=kernels.rule,
-    types=("T", "I"),
+    attributes=(FLOATS, _IDS, _ARITHMETIC, VARIANT_TYPES),
+    types=("T", "I", VARIANT),
     stateful=True,
 )
 FLUSH = Op("FastregFlush", _TABLE, (), shapes.nothing, kernels.flush, attributes=(FLOATS,), stateful=True)
@@ -102,7 +101,7 @@ def memory(variable: tf.Variable) -> tuple[tf.Tensor, tf.Tensor]:
     return variable.handle, tensor
 
 
-@tf.RegisterGradient(LOOKUP.name)
+@LOOKUP.gradient
 def _gradient_of_lookup(op: Any, upstream: tf.Tensor) -> Any:
     """Rows of the table: with respect to the resource, as of TensorFlow's own lookup."""
     ids = op.inputs[4]
@@ -111,10 +110,10 @@ def _gradient_of_lookup(op: Any, upstream: tf.Tensor) -> Any:
 
 
 for _op in (UPDATE, FLUSH, PENALTY, COUNT_ZEROS, SUM_DUPLICATES):
-    tf.no_gradient(_op.name)
+    _op.has_no_gradient()
 
 
-@tf.RegisterGradient(WEIGHTS.name)
+@WEIGHTS.gradient
 def _gradient_of_weights(op: Any, upstream: tf.Tensor) -> Any:  # noqa: ARG001
     """Dense, with respect to the resource, as of TensorFlow's own read."""
     return upstream, None, None, None

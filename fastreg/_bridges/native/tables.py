@@ -155,7 +155,7 @@ _TOO_LARGE = messages.literal(
 _L2 = messages.literal(", l2=")
 
 
-def update(dtype: tf.DType, ids_dtype: tf.DType) -> Any:
+def update(dtype: tf.DType, ids_dtype: tf.DType, rule: int) -> Any:
     """`FastregUpdate(table…, stamps…, slot_0…, slot_1…, ids, gradient, rate, scale, factors, settings, step)`.
 
     Shrinks all rows by one step's penalty, as far as it is kept in mind of them, and updates those of the ids.
@@ -163,7 +163,7 @@ def update(dtype: tf.DType, ids_dtype: tf.DType) -> Any:
     stored, arithmetic, _ = kind(dtype)
     ids_kind = np.dtype(ids_dtype.as_numpy_dtype).type
 
-    def compute(rule, context):
+    def compute(kernel, context):  # noqa: ARG001
         status = capi.NewStatus()
         table_handle, stamps_handle = handle_of_input(context, 1, status), handle_of_input(context, 3, status)
         first_handle, second_handle = handle_of_input(context, 5, status), handle_of_input(context, 7, status)
@@ -390,14 +390,3 @@ def sum_duplicates(dtype: tf.DType, ids_dtype: tf.DType) -> Any:
 
     return callback(COMPUTE)(compute)
 
-
-_rule_name = capi.text("rule")
-
-
-@callback(types.uintp(types.uintp))
-def rule(construction):
-    """The rule of an update, as a kernel's state."""
-    status, box = capi.NewStatus(), np.zeros(1, np.int64)
-    capi.GetAttrInt64(construction, _rule_name(), capi.memory(box), status)
-    capi.DeleteStatus(status)
-    return np.uintp(box[0])

@@ -27,9 +27,6 @@ STREAM_MIN_BYTES = 8 << 20
 """From this size on, gradients are written past the caches, which could not hold them until they are read anyway."""
 
 
-STREAMED = 4
-"""Beside the terms of a gradient (`penalty`): whether it is written past the caches."""
-
 _threads_address = _shared.address("fastreg_threads")
 
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from fastreg_kernels import _arrays
 from fastreg_kernels.cpu.jit import jit, parallel_jit
-from fastreg_kernels.cpu.launch import BLOCK, STREAMED, blocks, launch, put, written
+from fastreg_kernels.cpu.launch import BLOCK, blocks, launch, put, written
 from fastreg_kernels.cpu.vector import (
     LANES,
     add,
@@ -30,9 +30,6 @@ from fastreg_kernels.cpu.vector import (
     total,
     zeros,
 )
-
-L1_TERM, L2_TERM = 1, 2
-"""Terms of a gradient; a factor of zero skips its term. Their sum, with `STREAMED` or not, says how to compute one."""
 
 
 def forward(x: NDArray[Any]) -> NDArray[np.float64]:
@@ -92,8 +89,11 @@ def backward(
     """
     flat = _arrays.flat_input(x)
     result = _arrays.output(x, out)
-    target, how, *coefficients = _terms(x, result, l1, l2, upstream)
-    launch(gradient, gradient_parallel, flat.size, flat, target, how, *coefficients)
+    terms = _terms(x, l1, l2, upstream)
+    if terms == (None, None):
+        result.fill(0)
+    else:
+        launch(gradient, gradient_parallel, flat.size, flat, *written(result, x), *terms)
     return result
 
 
@@ -108,9 +108,13 @@ def forward_backward(
         `([sum(|x|), sum(x²)], gradient)`.
     """
     flat = _arrays.flat_input(x)
-    result, partials = _arrays.output(x, out), _partials(flat)
-    target, how, *coefficients = _terms(x, result, l1, l2, upstream)
-    launch(both, both_parallel, flat.size, flat, partials, target, how, *coefficients)
+    result, terms = _arrays.output(x, out), _terms(x, l1, l2, upstream)
+    if terms == (None, None):
+        values = forward(x)  # before the gradient, which may be x itself, is filled
+        result.fill(0)
+        return values, result
+    partials = _partials(flat)
+    launch(both, both_parallel, flat.size, flat, partials, *written(result, x), *terms)
     return fold(partials), result
 
 
@@ -118,16 +122,18 @@ def _partials(flat: NDArray[Any]) -> NDArray[np.float64]:
     return np.empty((blocks(flat.size), 2))
 
 
-def _terms(x: NDArray[Any], result: NDArray[Any], l1: float, l2: float, upstream: Any) -> tuple[Any, int, Any, Any]:
-    """Where the gradient is written, which terms it has and how, and the coefficients in the dtype of the arithmetic."""
-    target, streamed = written(result, x)
+def _terms(x: NDArray[Any], l1: float, l2: float, upstream: Any) -> tuple[Any, Any]:
+    """The coefficients of the gradient's terms, in the dtype of the arithmetic; None for a term that is skipped.
+
+    A kernel is compiled for each combination of terms, and so holds no branch for those it does not have.
+    """
+    dtype = _arrays.arithmetic_dtype(x.dtype)
     l1, l2 = _arrays.factor(l1, "l1"), _arrays.factor(l2, "l2")
-    scale, dtype = _arrays.scalar(upstream, "upstream"), _arrays.arithmetic_dtype(x.dtype)
+    scale = _arrays.scalar(upstream, "upstream")
     if math.isnan(scale):
         scale = math.nan  # without a payload, as the kernels expect of coefficients
-    how = L1_TERM * (l1 != 0.0) + L2_TERM * (l2 != 0.0) + STREAMED * streamed
     with np.errstate(over="ignore"):  # beyond the range of the dtype, infinity is the right coefficient
-        return target, how, dtype.type(scale * l1), dtype.type(scale * 2.0 * l2)
+        return None if l1 == 0.0 else dtype.type(scale * l1), None if l2 == 0.0 else dtype.type(scale * 2.0 * l2)
 
 
 @jit
@@ -186,22 +192,12 @@ def _gradient(first, last, x, out, streamed, l1, l2):
 
 
 @jit
-def gradient(first, last, x, out, how, l1, l2):
-    """The gradient of the blocks from `first` to before `last`. There is a loop for each way, without branches in it."""
-    if how == L1_TERM | L2_TERM:
-        _gradient(first, last, x, out, None, l1, l2)
-    elif how == L1_TERM:
-        _gradient(first, last, x, out, None, l1, None)
-    elif how == L2_TERM:
-        _gradient(first, last, x, out, None, None, l2)
-    elif how == L1_TERM | L2_TERM | STREAMED:
+def gradient(first, last, x, out, streamed, l1, l2):
+    """The gradient of the blocks from `first` to before `last`; a coefficient of None skips its term."""
+    if streamed:
         _gradient(first, last, x, out, True, l1, l2)
-    elif how == L1_TERM | STREAMED:
-        _gradient(first, last, x, out, True, l1, None)
-    elif how == L2_TERM | STREAMED:
-        _gradient(first, last, x, out, True, None, l2)
     else:
-        out[first * BLOCK : last * BLOCK] = 0
+        _gradient(first, last, x, out, None, l1, l2)
 
 
 @jit
@@ -224,23 +220,12 @@ def _both(first, last, x, partials, out, streamed, l1, l2):
 
 
 @jit
-def both(first, last, x, partials, out, how, l1, l2):
+def both(first, last, x, partials, out, streamed, l1, l2):
     """`sums` and `gradient` in one read of x."""
-    if how == L1_TERM | L2_TERM:
-        _both(first, last, x, partials, out, None, l1, l2)
-    elif how == L1_TERM:
-        _both(first, last, x, partials, out, None, l1, None)
-    elif how == L2_TERM:
-        _both(first, last, x, partials, out, None, None, l2)
-    elif how == L1_TERM | L2_TERM | STREAMED:
+    if streamed:
         _both(first, last, x, partials, out, True, l1, l2)
-    elif how == L1_TERM | STREAMED:
-        _both(first, last, x, partials, out, True, l1, None)
-    elif how == L2_TERM | STREAMED:
-        _both(first, last, x, partials, out, True, None, l2)
     else:
-        sums(first, last, x, partials)  # before the gradient, which may be x itself
-        out[first * BLOCK : last * BLOCK] = 0
+        _both(first, last, x, partials, out, None, l1, l2)
 
 
 @parallel_jit
@@ -251,17 +236,17 @@ def sums_parallel(threads, blocks, x, partials):
 
 
 @parallel_jit
-def gradient_parallel(threads, blocks, x, out, how, l1, l2):
+def gradient_parallel(threads, blocks, x, out, streamed, l1, l2):
     """`gradient` of all blocks, shared out to threads."""
     for t in prange(threads):
-        gradient(t * blocks // threads, (t + 1) * blocks // threads, x, out, how, l1, l2)
+        gradient(t * blocks // threads, (t + 1) * blocks // threads, x, out, streamed, l1, l2)
 
 
 @parallel_jit
-def both_parallel(threads, blocks, x, partials, out, how, l1, l2):
+def both_parallel(threads, blocks, x, partials, out, streamed, l1, l2):
     """`both` of all blocks, shared out to threads."""
     for t in prange(threads):
-        both(t * blocks // threads, (t + 1) * blocks // threads, x, partials, out, how, l1, l2)
+        both(t * blocks // threads, (t + 1) * blocks // threads, x, partials, out, streamed, l1, l2)
 
 
 @jit
