@@ -20,6 +20,13 @@ def restored_floatx():
     keras.config.set_dtype_policy("float32")
 
 
+@pytest.fixture(params=["auto", "tensorflow"], autouse=True)
+def way(request, fresh_state):
+    """Runs each test on both ways of tables: native ops, and TensorFlow's own."""
+    fastreg.set_bridge(request.param)
+    return request.param
+
+
 @pytest.fixture
 def float64():
     """Keras in float64 throughout, learning rates and schedules included."""

@@ -8,10 +8,6 @@ import tensorflow as tf
 import fastreg
 from fastreg._bridges import native
 
-WAYS = ["auto", "tensorflow"]
-"""Of a table: native ops, and TensorFlow's own."""
-
-
 def exact(weights, l1, l2):
     wide = np.asarray(weights, np.float64)
     return l1 * np.abs(wide).sum() + l2 * np.square(wide).sum()
@@ -82,11 +78,9 @@ def test_the_penalty_counts_once_however_often_the_layer_is_called(lazy):
     np.testing.assert_allclose(layer.losses[0], exact(layer.embeddings.numpy(), 0, 0.5), rtol=1e-6)
 
 
-@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
-def test_dtypes_and_chunks(lazy, dtype, way):
+def test_dtypes_and_chunks(lazy, dtype):
     """Tables longer than a chunk are flushed, summed and counted to the end."""
-    fastreg.set_bridge(way)
     plan = lazy.plan(5, rows=5001, width=7)
     layer = plan.layer(fastreg.L1L2(0.25, 0.0625), dtype)
     plan.train(layer, fastreg.LazyRegularization(keras.optimizers.SGD(0.25)))
@@ -99,8 +93,9 @@ def test_dtypes_and_chunks(lazy, dtype, way):
     assert layer.sparsity() == share
 
 
+@pytest.mark.parametrize("way", ["auto"], indirect=True)
 @pytest.mark.parametrize(("l2", "passes"), [(0.0, 0), (0.125, 1)])
-def test_what_is_tracked_or_not_needed_takes_no_passes(lazy, l2, passes):
+def test_what_is_tracked_or_not_needed_takes_no_passes(lazy, way, l2, passes):
     """With L2 one pass in the first step; with factors of zero, which stand for row-wise steps alone, none."""
     if native.obstacle() is not None:
         pytest.skip(native.obstacle())
@@ -132,11 +127,9 @@ def test_flush_keeps_what_is_looked_up(lazy):
     np.testing.assert_array_equal(layer.embeddings._value.stored().numpy(), before)
 
 
-@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("graph", [False, True])
-def test_what_others_hold_is_never_written_to(lazy, way, graph):
+def test_what_others_hold_is_never_written_to(lazy, graph):
     """Tensors that were read from a table or a slot, or assigned to it, and the array that it began with."""
-    fastreg.set_bridge(way)
     plan = lazy.plan(4)
     given = tf.constant(plan.start, tf.float32)
     array = given.numpy()

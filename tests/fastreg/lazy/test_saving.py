@@ -65,7 +65,7 @@ def test_going_on_after_saving_and_in_another_process(lazy, tmp_path, run_python
         for ours, theirs in zip(saved.get_weights(), never.get_weights(), strict=True):
             assert lazy.error(ours, theirs) < 1e-6
         here[name] = state(saved), losses
-    run_python(ELSEWHERE, tmp_path, *OPTIMIZERS)
+    run_python(ELSEWHERE, tmp_path, *OPTIMIZERS, FASTREG_BRIDGE=fastreg.get_bridge())
     for name, (values, losses) in here.items():
         with np.load(tmp_path / f"{name}.npz") as result:
             assert_equal_bits([result[f"arr_{index}"] for index in range(len(result.files) - 1)], values)

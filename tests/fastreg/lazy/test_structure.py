@@ -12,6 +12,8 @@ import fastreg
 from fastreg._bridges import state
 from fastreg._bridges.native.table_ops import memory
 
+pytestmark = pytest.mark.parametrize("way", ["auto"], indirect=True)
+
 ROWS, WIDTH = 10_007, 3  # numbers that nothing else in the graph has
 
 NATIVE = {"FastregLookup", "FastregUpdate", "FastregTablePenalty"}
@@ -103,10 +105,8 @@ def test_the_step_has_no_callback(lazy):
     assert [used.count(name) for name in sorted(NATIVE)] == [1, 1, 1]
 
 
-@pytest.mark.parametrize("way", ["auto", "tensorflow"])
-def test_the_memory_stays(lazy, way):
+def test_the_memory_stays(lazy):
     """No step, no error and no sparse op of TensorFlow's moves or copies the table, whose memory is that of its ops."""
-    fastreg.set_bridge(way)
     plan = lazy.plan(3)
     layer, optimizer = plan.layer(fastreg.L1L2(0.01, 0.25)), lazy.optimizer("adagrad")
     before = address(layer)
@@ -118,7 +118,6 @@ def test_the_memory_stays(lazy, way):
     assert address(layer) == before
     del caught
     gc.collect()  # then nobody else holds the memory, and there is no reason to copy it
-    fastreg.set_bridge("auto")
     tf.raw_ops.ResourceGather(resource=layer.embeddings.handle, indices=[1], dtype=tf.float64)
     plan.train(layer, optimizer)
     layer.flush()

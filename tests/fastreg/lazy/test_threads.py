@@ -11,6 +11,8 @@ import tensorflow as tf
 
 import fastreg
 
+pytestmark = pytest.mark.parametrize("way", ["auto"], indirect=True)
+
 
 def recorded(layer):
     with tf.GradientTape() as tape:
