@@ -179,8 +179,8 @@ def _cases(options: argparse.Namespace) -> tuple[tuple[int, ...], tuple[str, ...
         sizes = crossover.SIZES[::4] if options.quick else crossover.SIZES
         dtypes: tuple[str, ...] = ("float32",)
         modes: tuple[str, ...] = (EAGER, FUNCTION)
-        if unfit := set(options.modes or ()) - set(crossover.CONSTANTS):
-            raise UsageError(f"--suite crossover compares in {_listed(crossover.CONSTANTS)}, not in {_listed(unfit)}")
+        if unfit := set(options.modes or ()) - set(crossover.MODES):
+            raise UsageError(f"--suite crossover compares in {_listed(crossover.MODES)}, not in {_listed(unfit)}")
     else:
         sizes = QUICK_SIZES if options.quick else SIZES
         dtypes = ("float32",) if options.quick else DTYPES

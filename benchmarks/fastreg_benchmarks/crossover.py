@@ -17,14 +17,23 @@ from fastreg_benchmarks.results import Row
 from fastreg_benchmarks.settings import Settings
 
 ROW_TYPE = Row
-FORCED, OPS = "fastreg-forced", "fastreg-ops"
+OPS = "fastreg-ops"
 SIZES = tuple(1 << power for power in range(23))
-CONSTANTS = {FUNCTION: "GRAPH_CROSSOVER", EAGER: "EAGER_CROSSOVER"}
+CONSTANTS = {
+    ("fastreg-native", FUNCTION): "NATIVE_CROSSOVER",
+    ("fastreg-native", EAGER): "NATIVE_CROSSOVER",
+    ("fastreg-callback", FUNCTION): "GRAPH_CROSSOVER",
+    ("fastreg-callback", EAGER): "EAGER_CROSSOVER",
+}
+"""By provider and mode; native ops have one, so it is the larger of the two."""
+
+MODES = (EAGER, FUNCTION)
+_FORCED = ("fastreg-native", "fastreg-callback")
 
 
 def run(settings: Settings, console: Console) -> int:
     """Measure all sizes, print the ratios and the constants that follow; the exit code is 1 if a result was wrong."""
-    settings = replace(settings, providers=(OPS, FORCED))
+    settings = replace(settings, providers=(OPS, *_FORCED))
     rows: list[Row] = []
     for dtype in settings.dtypes:
         measured: list[Row] = []
@@ -36,37 +45,35 @@ def run(settings: Settings, console: Console) -> int:
                 console.print(_line(measured, case, mode))
         if settings.csv is not None:
             results.append(settings.csv, measured)
-        for mode in settings.modes:
-            console.print(_conclusion(mode, dtype, crossover(measured, mode)), style="bold")
+        for provider in _FORCED:
+            for mode in settings.modes:
+                console.print(_conclusion(provider, mode, dtype, crossover(measured, provider, mode)), style="bold")
         rows += measured
     return penalty.exit_code(rows, console)
 
 
-def crossover(rows: Sequence[Row], mode: str) -> int | None:
-    """The smallest size from which the forced bridge is faster at every larger size, or None if it is nowhere."""
+def crossover(rows: Sequence[Row], provider: str, mode: str) -> int | None:
+    """The smallest size from which a provider is faster at every larger size, or None if it is nowhere."""
     times = {(row.size, row.provider): row.p50_s for row in rows if row.mode == mode}
     smallest = None
     for size in sorted({size for size, _ in times}, reverse=True):
-        if times[size, FORCED] >= times[size, OPS]:
+        if times[size, provider] >= times[size, OPS]:
             break
         smallest = size
     return smallest
 
 
 def _line(rows: Sequence[Row], case: Case, mode: str) -> str:
-    ops, forced = (
-        next(row.p50_s for row in rows if (row.size, row.provider, row.mode) == (case.size, name, mode))
-        for name in (OPS, FORCED)
-    )
-    times = f"TensorFlow's ops {duration(ops):>8}, forced bridge {duration(forced):>8}"
-    return f"{mode:>11}  {case.size:>10,} {case.dtype}  {times}, ops / forced {ops / forced:.2f}"
+    times = {row.provider: row.p50_s for row in rows if (row.size, row.mode) == (case.size, mode)}
+    ratios = ", ".join(f"{name} {duration(times[name]):>8} ({times[OPS] / times[name]:.2f}x)" for name in _FORCED)
+    return f"{mode:>11}  {case.size:>10,} {case.dtype}  TensorFlow's ops {duration(times[OPS]):>8}, {ratios}"
 
 
-def _conclusion(mode: str, dtype: str, size: int | None) -> str:
-    name = CONSTANTS.get(mode, mode)
-    now = getattr(choose, name, None)
-    found = "the forced bridge is not faster at the largest size" if size is None else _power_of_two(size)
-    return f"{name} from {dtype}: {found}" + (f"   (now {_power_of_two(now)})" if now is not None else "")
+def _conclusion(provider: str, mode: str, dtype: str, size: int | None) -> str:
+    name = CONSTANTS[provider, mode]
+    now = getattr(choose, name)
+    found = "not faster at the largest size" if size is None else _power_of_two(size)
+    return f"{name} from {dtype}, {mode}: {found}   (now {_power_of_two(now)})"
 
 
 def _power_of_two(size: int) -> str:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -14,6 +14,7 @@ import numpy as np
 import tensorflow as tf
 
 import fastreg
+from fastreg._bridges.settings import using
 from fastreg_benchmarks.cases import DTYPES, L1, L2, VALUE, Case, Inputs
 from fastreg_benchmarks.timing import Run
 
@@ -90,16 +91,6 @@ def _regularized(make: Callable[[float, float], Any], inputs: Inputs, mode: str)
     return tf.function(lambda: step(variable, variable.value), jit_compile=mode == JIT)  # type: ignore[no-any-return]
 
 
-@contextmanager
-def _bridge(name: str) -> Iterator[None]:
-    previous = fastreg.get_bridge()
-    fastreg.set_bridge(name)
-    try:
-        yield
-    finally:
-        fastreg.set_bridge(previous)
-
-
 def _kernel(inputs: Inputs, mode: str) -> Call:  # noqa: ARG001
     x = inputs.x
     if inputs.case.what == VALUE:
@@ -138,20 +129,27 @@ PROVIDERS = {
             baseline=True,
             accumulates_in_dtype=True,
         ),
-        Provider("fastreg", "fastreg.L1L2", MODES, _BUILD_FASTREG, scope=partial(_bridge, "auto")),
+        Provider("fastreg", "fastreg.L1L2", MODES, _BUILD_FASTREG, scope=partial(using, "auto")),
         Provider(
-            "fastreg-forced",
+            "fastreg-native",
+            "fastreg.L1L2 with the bridge 'native', whatever the size",
+            (EAGER, FUNCTION, DYNAMIC),  # XLA has no kernel for native ops
+            _BUILD_FASTREG,
+            scope=partial(using, "native"),
+        ),
+        Provider(
+            "fastreg-callback",
             "fastreg.L1L2 with the bridge 'py_function', whatever the size",
             (EAGER, FUNCTION, DYNAMIC),  # XLA refuses callbacks
             _BUILD_FASTREG,
-            scope=partial(_bridge, "py_function"),
+            scope=partial(using, "py_function"),
         ),
         Provider(
             "fastreg-ops",
             "fastreg.L1L2 with the bridge 'tensorflow', whatever the size",
             MODES,
             _BUILD_FASTREG,
-            scope=partial(_bridge, "tensorflow"),
+            scope=partial(using, "tensorflow"),
             accumulates_in_dtype=True,
         ),
         Provider(

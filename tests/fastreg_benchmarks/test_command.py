@@ -41,14 +41,14 @@ def test_from_the_command_line_to_the_files(tmp_path, capsys):
     rows = results.read(csv, Row)
     assert {row.size for row in rows} == {1, 1000}
     assert {row.provider for row in rows} == set(PROVIDERS)
-    assert len(rows) == 2 * 2 * (3 + 3 + 2 + 3 + 1 + 1)
+    assert len(rows) == 2 * 2 * (3 + 3 + 2 + 2 + 3 + 1 + 1)
     assert {row.check for row in rows} == {"ok"}
     assert len({row.date for row in rows}) == 1
     assert plot.read_bytes().startswith(b"\x89PNG")
     out = capsys.readouterr().out
     assert "bandwidth in GB/s" in out
     assert "value + gradient of 1,000 float32" in out
-    assert "fastreg-forced" in out
+    assert "fastreg-callback" in out
 
 
 def test_a_provider_of_ours_is_measured_like_the_others(monkeypatch, capsys):
@@ -90,7 +90,7 @@ def test_a_wrong_result_is_reported(monkeypatch, capsys, tmp_path, wrong):
         ("--suite", "crossover", "--providers", "keras"),
         ("--suite", "crossover", "--modes", "jit"),
         ("--suite", "crossover", "--plot"),
-        ("--providers", "fastreg-forced", "--modes", "jit"),
+        ("--providers", "fastreg-callback", "--modes", "jit"),
         ("--providers", "numpy", "--dtypes", "float16"),
         ("--csv", "/no/such/folder/rows.csv"),
         ("--plot", "/no/such/folder/plot.png"),

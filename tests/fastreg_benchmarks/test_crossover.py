@@ -19,17 +19,17 @@ def test_crossover_is_where_all_larger_sizes_are_faster(make_row, speedups, expe
     rows = [
         make_row(size=1 << power, provider=provider, mode=FUNCTION, p50_s=seconds)
         for power, speedup in enumerate(speedups)
-        for provider, seconds in (("fastreg-ops", speedup), ("fastreg-forced", 1.0))
+        for provider, seconds in (("fastreg-ops", speedup), ("fastreg-native", 1.0))
     ]
-    other = [make_row(size=1, provider=provider, mode=EAGER) for provider in ("fastreg-ops", "fastreg-forced")]
-    assert crossover.crossover([*rows, *other], FUNCTION) == expected
+    other = [make_row(size=1, provider=provider, mode=EAGER) for provider in ("fastreg-ops", "fastreg-native")]
+    assert crossover.crossover([*rows, *other], "fastreg-native", FUNCTION) == expected
 
 
-def test_run_prints_both_constants(settings, capsys):
+def test_run_prints_all_constants(settings, capsys):
     settings = replace(settings, suite="crossover", sizes=(1, 64), modes=(EAGER, FUNCTION))
     assert crossover.run(settings, report.console()) == 0
     out = capsys.readouterr().out
-    for name in ("EAGER_CROSSOVER", "GRAPH_CROSSOVER"):
-        assert f"{name} from float32:" in out
-    assert out.count("ops / forced") == 4
-    assert out.count("(now ") == 2
+    for (_, mode), name in crossover.CONSTANTS.items():
+        assert f"{name} from float32, {mode}:" in out
+    assert out.count("fastreg-native") == 4
+    assert out.count("(now ") == 4

@@ -39,7 +39,15 @@ def test_never_slower(settings, monkeypatch):
     found = list(training.never_slower(settings))
     assert len(found) == 2 * 3 + 1
     assert {line.verdict for line in found} <= VERDICTS
-    assert sum("forced bridge" in line.measured for line in found) == 4
+    assert sum("by callbacks" in line.measured for line in found) == 4
+
+
+def test_by_size(settings, monkeypatch):
+    monkeypatch.setattr(training, "MOST_OF_FUNCTION", {10: 1.05, 20: 0.8})
+    monkeypatch.setattr(training, "MOST_OF_JIT", {10: 1.1})
+    found = list(training.by_size(settings))
+    assert [line.target.split(" x ")[0] for line in found[:3]] == ["at most 1.05", "at most 1.1", "at most 0.3"]
+    assert [line.verdict == lines.INFORMATION for line in found] == [False, False, False, False, True, False]
 
 
 def test_through_keras(settings, monkeypatch):

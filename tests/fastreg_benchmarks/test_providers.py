@@ -22,8 +22,10 @@ def test_every_provider_is_right_in_every_mode(dtype, what):
         ("fastreg", FUNCTION, "tensorflow"),  # so few elements
         ("fastreg", DYNAMIC, "dynamic"),
         ("fastreg", JIT, "tensorflow"),
-        ("fastreg-forced", FUNCTION, "py_function"),
-        ("fastreg-forced", EAGER, "py_function"),
+        ("fastreg-native", FUNCTION, "native"),
+        ("fastreg-native", EAGER, "native"),
+        ("fastreg-callback", FUNCTION, "py_function"),
+        ("fastreg-callback", EAGER, "py_function"),
         ("fastreg-ops", EAGER, "tensorflow"),
         ("keras", EAGER, ""),
         ("kernel", DIRECT, ""),

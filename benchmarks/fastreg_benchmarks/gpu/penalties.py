@@ -18,7 +18,7 @@ from fastreg_benchmarks.providers import EAGER, FUNCTION, JIT, PROVIDERS
 from fastreg_benchmarks.timing import Run
 
 PLAN = [("keras", EAGER), ("keras", FUNCTION), ("keras", JIT)]
-PLAN += [("fastreg-forced", EAGER), ("fastreg-forced", FUNCTION), ("fastreg", FUNCTION), ("fastreg", JIT)]
+PLAN += [("fastreg-callback", EAGER), ("fastreg-callback", FUNCTION), ("fastreg", FUNCTION), ("fastreg", JIT)]
 RIVAL = ("keras", JIT)
 
 

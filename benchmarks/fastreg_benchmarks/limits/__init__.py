@@ -1,7 +1,7 @@
 """The suite `limits`: the project's performance targets, what is measured, and whether they are met.
 
 1. Kernels' share of the memory bandwidth. 2. Value and gradient through Keras against the limit and against Keras.
-3. Never slower than Keras, at any size. 4. Memory. 5. Accuracy, and the same bits for any number of threads.
+3. Of Keras's time, by size and mode; never slower, at any size. 4. Memory. 5. Accuracy, and the same bits for any number of threads.
 6. Start-up.
 """
 
@@ -27,6 +27,7 @@ Part = Callable[[Settings], Iterable[Line]]
 PARTS = (
     kernels.shares,
     training.through_keras,
+    training.by_size,
     training.never_slower,
     processes.memory,
     kernels.accuracy,
