@@ -1,0 +1,167 @@
+"""Optimizer steps of tables, and passes over whole tables, against NumPy in float64."""
+
+import fastreg_kernels
+import numpy as np
+import pytest
+from fastreg_kernels import _arrays, _threads
+from fastreg_kernels.cpu import tables, updates
+from fastreg_kernels.cpu.jit import jit
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+ROWS = 1000
+EPSILON = 1e-7
+SETTINGS = {updates.ADAM: np.array([0.9, 0.999, EPSILON])}
+TOLERANCE = {"float32": 1e-4, "float64": 1e-13, "float16": 2e-2, "bfloat16": 1e-1}
+RULES = {"sgd": updates.SGD, "adagrad": updates.ADAGRAD, "rowwise": updates.ROWWISE_ADAGRAD, "adam": updates.ADAM}
+
+fastreg_kernels.threading_layer()
+
+
+@jit
+def step(x, stamps, ids, values, product, threshold, rule, first, second, rate, settings, number, width, scale):
+    """What a native op does between its inputs and outputs; returns the change of the sum of squares."""
+    where, positions = updates.distinct(ids)
+    gradient = updates.summed(values, positions, where.size, scale, width)
+    changes = np.empty(where.size)
+    updates.apply(
+        x, stamps, where, gradient, product, threshold, rule, (first, second), rate, settings, number, changes, width
+    )
+    return changes.sum()
+
+
+class Table:
+    """A table with stamps, slots and the gradient of a lookup, and what a step should make of them."""
+
+    def __init__(self, dtype, width, count, rule, seed=0):
+        import ml_dtypes  # noqa: F401 - names bfloat16
+
+        generator = np.random.default_rng(seed)
+        self.dtype, self.rule, self.width = np.dtype(dtype), rule, width
+        kind = _arrays.arithmetic_dtype(self.dtype)
+        self.x = generator.normal(size=(ROWS, width)).astype(self.dtype)
+        self.stamps = np.stack([generator.uniform(1, 2, ROWS), generator.uniform(0, 0.01, ROWS)], axis=1)
+        self.ids = ((generator.zipf(1.3, count) - 1) % ROWS).astype(np.int32)
+        self.values = generator.normal(size=(count, width)).astype(kind)
+        per_row = 1 if rule == updates.ROWWISE_ADAGRAD else width
+        start = 0.0 if rule == updates.ADAM else 0.125
+        self.first = np.full((ROWS, per_row), start, kind)
+        self.second = np.zeros((ROWS, width), kind)
+
+    def run(self, number=0, scale=1.0):
+        """One step in place."""
+        return step(
+            _arrays.stored(self.x.reshape(-1)),
+            self.stamps,
+            self.ids,
+            self.values.reshape(-1),
+            0.9,
+            0.02,
+            self.rule,
+            self.first.reshape(-1),
+            self.second.reshape(-1),
+            0.25,
+            SETTINGS.get(self.rule, np.array([EPSILON])),
+            number,
+            self.width,
+            scale,
+        )
+
+    def expected(self, number=0, scale=1.0):
+        """Weights and slots after a step, and the shrunk rows before it, in float64."""
+        x, first, second = (array.astype(np.float64) for array in (self.x, self.first, self.second))
+        shrunk = _shrunk(x, self.stamps, 0.9, 0.02)
+        dense = np.zeros_like(x)
+        np.add.at(dense, self.ids, self.values.astype(np.float64))
+        rows = np.unique(self.ids)
+        g = dense[rows] * scale
+        if self.rule == updates.SGD:
+            taken = 0.25 * g
+        elif self.rule == updates.ADAM:
+            first[rows] += (g - first[rows]) * (1 - 0.9)
+            second[rows] += (g**2 - second[rows]) * (1 - 0.999)
+            alpha = 0.25 * np.sqrt(1 - 0.999 ** (number + 1)) / (1 - 0.9 ** (number + 1))
+            taken = alpha * first[rows] / (np.sqrt(second[rows]) + EPSILON)
+        else:
+            squares = g**2 if self.rule == updates.ADAGRAD else (g**2).mean(axis=1, keepdims=True)
+            first[rows] += squares
+            taken = 0.25 * g / np.sqrt(first[rows] + EPSILON)
+        after = x.copy()
+        after[rows] = shrunk[rows] - taken
+        return after, first, second, shrunk
+
+
+def _shrunk(x, stamps, product, threshold):
+    a, b = product / stamps[:, :1], product * (threshold - stamps[:, 1:])
+    return np.sign(x) * np.maximum(0, a * np.abs(x) - b)
+
+
+@pytest.mark.parametrize("width", [1, 5, 16, 33])
+@pytest.mark.parametrize("count", [0, 7, 3000])
+@pytest.mark.parametrize("dtype", fastreg_kernels.DTYPES)
+@pytest.mark.parametrize("rule", RULES)
+def test_a_step(rule, dtype, count, width):
+    table = Table(dtype, width, count, RULES[rule])
+    for number, scale in ((0, 1.0), (1, 0.5)):
+        after, first, second, shrunk = table.expected(number, scale)
+        before = table.stamps.copy()
+        change = table.run(number, scale)
+        tolerance = TOLERANCE[dtype]
+        np.testing.assert_allclose(table.x.astype(np.float64), after, rtol=tolerance, atol=10 * tolerance)
+        np.testing.assert_allclose(table.first, first, rtol=max(1e-13, min(tolerance, 1e-4)), atol=1e-5)
+        np.testing.assert_allclose(table.second, second, rtol=1e-4, atol=1e-6)
+        rows = np.unique(table.ids)
+        idle = np.setdiff1d(np.arange(ROWS), rows)
+        np.testing.assert_array_equal(table.stamps[idle], before[idle])
+        np.testing.assert_array_equal(table.stamps[rows], np.tile([0.9, 0.02], (len(rows), 1)))
+        stored = table.x.astype(np.float64)
+        exact = np.square(stored[rows]).sum() - np.square(shrunk[rows]).sum()
+        np.testing.assert_allclose(change, exact, rtol=1e-6, atol=1e-6)
+        table.stamps[:] = before
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("width", [3, 64])
+def test_threads_change_no_bits(rule, width):
+    before, results = fastreg_kernels.get_num_threads(), []
+    try:
+        for threads in range(1, before + 1):
+            fastreg_kernels.set_num_threads(threads)
+            assert _threads._cells[_threads.ALLOWED] == threads
+            table = Table("float32", width, 60_000, RULES[rule])
+            change = table.run()
+            results.append((table.x.tobytes(), table.first.tobytes(), table.second.tobytes(), change))
+    finally:
+        fastreg_kernels.set_num_threads(before)
+    assert len(set(results)) == 1
+    assert _threads._cells[_threads.RUNNING] == 0
+
+
+@settings(max_examples=50, deadline=None)
+@given(ids=st.lists(st.integers(0, 30) | st.integers(0, 2**31 - 1), max_size=60), wide=st.booleans())
+def test_distinct_ids(ids, wide):
+    ids = np.array(ids, np.int64 if wide else np.int32)
+    where, positions = updates.distinct(ids)
+    assert list(where) == list(dict.fromkeys(ids.tolist()))
+    np.testing.assert_array_equal(where[positions], ids)
+
+
+@pytest.mark.parametrize("width", [1, 7, 16, 20_000])
+@pytest.mark.parametrize("dtype", fastreg_kernels.DTYPES)
+def test_passes_over_whole_tables(dtype, width):
+    table = Table(dtype, width, 0, updates.SGD)
+    table.x[3] = 0
+    rows = max(2, min(ROWS, 200_000 // width))
+    x, stamps = table.x[:rows], table.stamps[:rows]
+    flat, of = _arrays.stored(np.ascontiguousarray(x).reshape(-1)), np.empty(0, _arrays.arithmetic_dtype(table.dtype))
+    out = np.empty_like(flat)
+    tables.write(flat, stamps, 0.9, 0.2, out, of, width)
+    expected = _shrunk(x.astype(np.float64), stamps, 0.9, 0.2)
+    written = out.view(table.dtype).reshape(rows, width).astype(np.float64)
+    np.testing.assert_allclose(written, expected, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
+    found = tables.measure(flat, stamps, 0.9, 0.2, of, width)
+    np.testing.assert_allclose(found[:2], [np.abs(written).sum(), np.square(written).sum()], rtol=1e-12)
+    assert found[2] == (written == 0).sum() > 0
+    in_place = flat.copy()
+    tables.write(in_place, stamps, 0.9, 0.2, in_place, of, width)
+    np.testing.assert_array_equal(in_place, out)
