@@ -34,11 +34,11 @@ def info() -> dict[str, Any]:
     dict
         `versions`; `cpu`, `cpu_features` (those that matter to the kernels), `gpus`; `threading_layer`, `threads`,
         `serial_reason` (why kernels run on one thread, or None); `bridge` (as set), `native_obstacle` (why native ops
-        cannot serve, or None), `crossover` (elements, for `native` ops, and for callbacks in a `graph` and `eager`); `gpu_crossover` and `gpu_obstacle` (the same for tensors on a GPU, and why the kernels cannot
-        serve them, as far as is known, or None); `choices` (how often which bridge was chosen, and why: once per trace
-        of a graph, once per call when eager); `kernel_calls` (how often a kernel ran through TensorFlow);
-        `buffer_bytes` (held for gradients); `kernel_cache` (folder of compiled kernels, or None where none is
-        writable).
+        cannot serve, or None), `crossover` (elements, for `native` ops, and for callbacks in a `graph` and `eager`);
+        `gpu_crossover` and `gpu_obstacle` (the same for tensors on a GPU, and why the kernels cannot serve them, as far
+        as is known, or None); `choices` (how often which bridge was chosen, and why: once per trace of a graph, once
+        per call when eager); `kernel_calls` (how often a kernel ran through TensorFlow); `buffer_bytes` (held for
+        gradients); `kernel_cache` (folder of compiled kernels, or None where none is writable).
     """
     return {
         "versions": {

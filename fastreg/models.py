@@ -12,7 +12,7 @@ import keras
 
 from fastreg._bridges import choose
 from fastreg._bridges.counters import Choice
-from fastreg._tables.clone import lazy_clone
+from fastreg._clone import lazy_clone
 from fastreg._tables.table import LazyTable
 from fastreg.regularizers import REPLACEMENTS, _Penalty, replaced
 

@@ -24,10 +24,10 @@ def l1_l2_penalty(x: Any, l1: Any = 0.0, l2: Any = 0.0) -> tf.Tensor:
     x : tensor, variable or array
         Any shape, of a floating dtype.
     l1, l2 : float, variable, scalar tensor or callable
-        Non-negative factors. A `keras.Variable`, `tf.Variable` or scalar tensor is read whenever the penalty is computed,
-        so that it can change between the steps of one traced function; the penalty is differentiable with respect to it.
-        A callable without arguments is called when the penalty is traced, and returns one of these or a number. Of
-        numbers that are both zero nothing is computed: the penalty is a constant, whose gradient is None.
+        Non-negative factors. A `keras.Variable`, `tf.Variable` or scalar tensor is read whenever the penalty is
+        computed, so that it can change between the steps of one traced function; the penalty is differentiable with
+        respect to it. A callable without arguments is called when the penalty is traced, and returns one of these or a
+        number. Of numbers that are both zero nothing is computed: the penalty is a constant, whose gradient is None.
 
     Returns
     -------

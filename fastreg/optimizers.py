@@ -179,8 +179,9 @@ class LazyRegularization(keras.optimizers.LossScaleOptimizer):  # type: ignore[m
     def _apply(
         self, dense: Sequence[tuple[Any, Any]], sparse: Sequence[tuple[Any, LazyTable]], of_tables: Any, of_others: Any
     ) -> None:
-        """Apply gradients that are to be multiplied by these scales; those of others once more by the wrapped optimizer's
-        own `loss_scale_factor`, if it has one."""
+        """Apply gradients that are to be multiplied by these scales; those of others once more by the wrapped
+        optimizer's own `loss_scale_factor`, if it has one.
+        """
         inner = self.inner_optimizer
         scale = tf.cast(of_tables, tf.float64)
         if not isinstance(of_others, float):
@@ -193,7 +194,9 @@ class LazyRegularization(keras.optimizers.LossScaleOptimizer):  # type: ignore[m
             dense = [(gradients.scaled(gradient, clip), variable) for gradient, variable in dense]
             scale *= clip
         elif inner.clipnorm or inner.clipvalue:
-            sparse = [(None if g is None else gradients.clipped(gradients.scaled(g, scale), inner), t) for g, t in sparse]
+            sparse = [
+                (None if g is None else gradients.clipped(gradients.scaled(g, scale), inner), t) for g, t in sparse
+            ]
             scale = tf.ones((), tf.float64)
         # Both as they are before the wrapped optimizer counts this step.
         rate = tf.cast(tf.convert_to_tensor(inner.learning_rate), tf.float64)

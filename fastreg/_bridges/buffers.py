@@ -4,8 +4,8 @@ TensorFlow maps fresh pages for every large tensor and gives them back when it i
 for, those page faults take longer than the gradient itself. Buffers from here keep their pages.
 
 The pool is a table in shared memory, so that native ops and Python take from the same one, and no lock of Python's is
-needed. Native ops hand a buffer to TensorFlow together with `release`; Python's arrays release theirs when the last view
-of it is gone.
+needed. Native ops hand a buffer to TensorFlow together with `release`; Python's arrays release theirs when the last
+view of it is gone.
 """
 
 from __future__ import annotations
@@ -145,8 +145,8 @@ def _drop(table, slot):
 def array(shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
     """An uninitialised, C-contiguous array of this shape and dtype that starts at a multiple of `ALIGNMENT`.
 
-    All that is made of it refers to it: NumPy's views by `base`, TensorFlow's tensors by DLPack. Its memory is free again
-    when the last of them is gone.
+    All that is made of it refers to it: NumPy's views by `base`, TensorFlow's tensors by DLPack. Its memory is free
+    again when the last of them is gone.
     """
     size = math.prod(shape) * dtype.itemsize
     slot = NONE if size < SMALLEST else take(size)
@@ -156,7 +156,7 @@ def array(shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
         return block[start : start + size].view(dtype).reshape(shape)
     memory = (ctypes.c_uint8 * size).from_address(data(slot))
     weakref.finalize(memory, release, slot).atexit = False
-    return np.frombuffer(memory, dtype).reshape(shape)
+    return np.ctypeslib.as_array(memory).view(dtype).reshape(shape)
 
 
 def clear() -> None:

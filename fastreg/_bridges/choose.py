@@ -17,8 +17,8 @@ from fastreg._bridges.settings import settings, warn_once
 NATIVE_CROSSOVER = 1
 GRAPH_CROSSOVER = 1 << 20
 EAGER_CROSSOVER = 1
-"""Elements from which kernels are faster than TensorFlow's ops in spite of the fixed cost of reaching them: by native ops,
-by callbacks in graphs, and by callbacks when eager, which are no callbacks then.
+"""Elements from which kernels are faster than TensorFlow's ops in spite of the fixed cost of reaching them: by native
+ops, by callbacks in graphs, and by callbacks when eager, which are no callbacks then.
 
 Derived by `fastreg bench --suite crossover`, which prints them.
 """
@@ -102,7 +102,9 @@ def penalty(x: tf.Tensor, factors: Factors) -> tf.Tensor:
 
 
 def choose(x: tf.Tensor, factors: Factors) -> Choice:
-    """Which bridge serves a penalty of `x` here and now; counted, and warned of where it is not the one that was set."""
+    """Which bridge serves a penalty of `x` here and now; counted, and warned of where it is not the one that was
+    set.
+    """
     choice = _choose(_place(x, factors), x.shape.num_elements())
     if settings.bridge == "auto" and x.shape.num_elements() is None and not support.tape_is_active():
         # Keras asks for the penalty of a layer's outputs in inference too, and drops it. TensorFlow then leaves its own

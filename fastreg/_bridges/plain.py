@@ -6,8 +6,8 @@ x, and goes over x once more for each factor.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
+from functools import partial, reduce
 from typing import Any
 
 import tensorflow as tf
@@ -56,7 +56,7 @@ def value(x: tf.Tensor, factors: Factors) -> tf.Tensor:
         terms.append(factors.scalar(1, x.dtype, 2.0) * tf.nn.l2_loss(x))
     elif factors.has(1):
         terms.append(factors.scalar(1, x.dtype) * tf.reduce_sum(tf.square(x)))
-    return functools.reduce(tf.add, terms)
+    return reduce(tf.add, terms)
 
 
 def gradient(x: tf.Tensor, upstream: tf.Tensor, factors: Factors) -> tf.Tensor:
@@ -66,7 +66,7 @@ def gradient(x: tf.Tensor, upstream: tf.Tensor, factors: Factors) -> tf.Tensor:
         terms.append(upstream * factors.scalar(0, x.dtype) * tf.sign(x))
     if factors.has(1):
         terms.append(upstream * factors.scalar(1, x.dtype, 2.0) * x)
-    return functools.reduce(tf.add, terms)
+    return reduce(tf.add, terms)
 
 
 def second_order(x: tf.Tensor, upstream: tf.Tensor, v: tf.Tensor, factors: Factors) -> tuple[tf.Tensor, tf.Tensor]:
@@ -76,12 +76,10 @@ def second_order(x: tf.Tensor, upstream: tf.Tensor, v: tf.Tensor, factors: Facto
     return of_x, tf.reduce_sum(v * direction)
 
 
-def of_factors(
-    x: tf.Tensor, upstream: tf.Tensor, tensors: Sequence[tf.Tensor], factors: Factors
-) -> list[tf.Tensor]:
+def of_factors(x: tf.Tensor, upstream: tf.Tensor, tensors: Sequence[tf.Tensor], factors: Factors) -> list[tf.Tensor]:
     """The derivatives of the penalty with respect to factors that are tensors: the sums."""
-    sums = (lambda: tf.reduce_sum(tf.abs(x)), lambda: tf.reduce_sum(tf.square(x)))
-    wanted = [total() for factor, total in zip(factors, sums, strict=True) if not isinstance(factor, float)]
+    sums = (partial(tf.abs, x), partial(tf.square, x))
+    wanted = [tf.reduce_sum(of()) for factor, of in zip(factors, sums, strict=True) if not isinstance(factor, float)]
     return [tf.cast(upstream * total, tensor.dtype) for total, tensor in zip(wanted, tensors, strict=True)]
 
 
@@ -89,6 +87,8 @@ def of_factors_of_gradient(
     x: tf.Tensor, upstream: tf.Tensor, v: tf.Tensor, tensors: Sequence[tf.Tensor], factors: Factors
 ) -> list[tf.Tensor]:
     """The derivatives of `sum(v * gradient)` with respect to factors that are tensors."""
-    sums = (lambda: tf.reduce_sum(v * tf.sign(x)), lambda: 2.0 * tf.reduce_sum(v * x))
-    wanted = [total() for factor, total in zip(factors, sums, strict=True) if not isinstance(factor, float)]
+    sums = (partial(tf.sign, x), partial(tf.multiply, x, 2.0))
+    wanted = [
+        tf.reduce_sum(v * of()) for factor, of in zip(factors, sums, strict=True) if not isinstance(factor, float)
+    ]
     return [tf.cast(upstream * tf.cast(total, x.dtype), t.dtype) for total, t in zip(wanted, tensors, strict=True)]

@@ -22,7 +22,6 @@ class Settings:
         self.crossover: int | None = None
 
 
-
 def _checked_bridge(name: Any, where: str) -> str:
     if name not in NAMES:
         expected = ", ".join(repr(bridge) for bridge in NAMES)
@@ -41,8 +40,8 @@ def set_bridge(name: str) -> None:
     ----------
     name : {"auto", "native", "py_function", "tensorflow"}
         `"auto"`: the compiled kernels where they can run and are faster, TensorFlow's ops elsewhere. `"native"`: the
-        kernels as ops of TensorFlow's wherever they can run. `"py_function"`: the same, by callbacks, which run wherever
-        Numba does, and on GPUs. `"tensorflow"`: never the kernels.
+        kernels as ops of TensorFlow's wherever they can run. `"py_function"`: the same, by callbacks, which run
+        wherever Numba does, and on GPUs. `"tensorflow"`: never the kernels.
 
     Raises
     ------

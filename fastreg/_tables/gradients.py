@@ -8,9 +8,9 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from fastreg._bridges.settings import settings
 from fastreg._bridges import native as native_bridge
 from fastreg._bridges import support
+from fastreg._bridges.settings import settings
 from fastreg._tables import native, plain
 
 

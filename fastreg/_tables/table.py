@@ -16,7 +16,6 @@ from fastreg._tables.plain import arithmetic_dtype
 from fastreg._tables.variable import TableVariable
 from fastreg.regularizers import _Penalty
 
-
 not_converted = tf.autograph.experimental.do_not_convert  # to graph code, of which nothing here is
 
 

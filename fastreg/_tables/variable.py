@@ -1,8 +1,8 @@
 """A `tf.Variable` whose rows are regularised when they are looked up, instead of all of them at every step.
 
 Its memory holds each row as it was last written, and the stamps tell what shrink is to come (`fastreg._bridges.state`).
-Nobody sees that: whatever reads the variable gets a copy of true weights, whatever writes it starts from these. Only the
-ops of tables (`native`, `plain`) use its memory.
+Nobody sees that: whatever reads the variable gets a copy of true weights, whatever writes it starts from these. Only
+the ops of tables (`native`, `plain`) use its memory.
 """
 
 from __future__ import annotations

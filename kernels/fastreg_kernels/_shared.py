@@ -1,7 +1,7 @@
 """Memory that Python and compiled code share: found by name, atomic where threads meet, guarded by mutexes.
 
-Compiled code is kept between processes, so it cannot hold the address of an array of this one. It names a symbol instead,
-which is resolved when the code is loaded.
+Compiled code is kept between processes, so it cannot hold the address of an array of this one. It names a symbol
+instead, which is resolved when the code is loaded.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The suite `limits`: the project's performance targets, what is measured, and whether they are met.
 
-1. Kernels' share of the memory bandwidth. 2. Value and gradient through Keras against the limit and against Keras.
-3. Of Keras's time, by size and mode; never slower, at any size. 4. Memory. 5. Accuracy, and the same bits for any number of threads.
-6. Start-up.
+1. Kernels' share of the memory bandwidth. 2. Value and gradient through Keras against the limit and against Keras. 3.
+Of Keras's time, by size and mode; never slower, at any size. 4. Memory. 5. Accuracy, and the same bits for any number
+of threads. 6. Start-up.
 """
 
 from __future__ import annotations

@@ -8,7 +8,16 @@ from dataclasses import replace
 from fastreg_benchmarks import bandwidth, child, stats, timing
 from fastreg_benchmarks.cases import PASSES, VALUE_AND_GRADIENT, Case, Inputs
 from fastreg_benchmarks.check import WRONG
-from fastreg_benchmarks.limits.lines import INFORMATION, LARGE, QUICK_LARGE, Line, at_least, at_most, verdict, with_medians
+from fastreg_benchmarks.limits.lines import (
+    INFORMATION,
+    LARGE,
+    QUICK_LARGE,
+    Line,
+    at_least,
+    at_most,
+    verdict,
+    with_medians,
+)
 from fastreg_benchmarks.measure import measure_case, prepare, release, time_case
 from fastreg_benchmarks.providers import DEFAULT_MODES, DYNAMIC, EAGER, FUNCTION, JIT, PROVIDERS
 from fastreg_benchmarks.report import duration

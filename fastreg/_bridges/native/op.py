@@ -29,15 +29,13 @@ VARIANT_TYPES = f"{VARIANT}: {{float, double, int32, int64}}"
 _lock = threading.RLock()
 
 
-
-
 @callback(types.uintp(types.uintp))
 def _no_state(construction):  # noqa: ARG001
     return 0
 
 
 @callback(types.void(types.uintp))
-def _delete(state):  # noqa: ARG001
+def _delete(state):
     pass
 
 
@@ -57,8 +55,8 @@ class Op:
     create : compiled function
         Makes a kernel's state of its attributes.
     types : tuple of str
-        Type attributes that kernels differ in. `VARIANT`, an attribute that no tensor has, is for kernels that differ in
-        something else: the only way to have such of one op, so that a process compiles those that it uses.
+        Type attributes that kernels differ in. `VARIANT`, an attribute that no tensor has, is for kernels that differ
+        in something else: the only way to have such of one op, so that a process compiles those that it uses.
     stateful : bool
         Whether it does more than its outputs tell.
     """

@@ -106,9 +106,7 @@ def _gradient_of_value_and_gradient(op: Any, upstream: tf.Tensor, *ignored: Any)
     return _gradient(op, upstream, op.outputs[1], op.outputs[2], op.get_attr(VARIANT), op.get_attr("site"))
 
 
-def _gradient(
-    op: Any, upstream: tf.Tensor, ahead: tf.Tensor, assumed: tf.Tensor, variant: tf.DType, site: int
-) -> Any:
+def _gradient(op: Any, upstream: tf.Tensor, ahead: tf.Tensor, assumed: tf.Tensor, variant: tf.DType, site: int) -> Any:
     x, vector = op.inputs
     of_factors = None if _is_unneeded(op, 1) else _of_vector(plain.of_factors, vector, x, upstream)
     if in_xla():  # though the forward was not

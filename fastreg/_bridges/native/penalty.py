@@ -1,7 +1,7 @@
 """What TensorFlow calls to compute penalties and their gradients: compiled, without Python and its lock.
 
-The kernels are those of `fastreg_kernels`. Here stands what is between them and TensorFlow: inputs, outputs, and the guess
-by which a value and its gradient come of one read of x.
+The kernels are those of `fastreg_kernels`. Here stands what is between them and TensorFlow: inputs, outputs, and the
+guess by which a value and its gradient come of one read of x.
 """
 
 from __future__ import annotations
@@ -118,8 +118,8 @@ def _gradient(x, out, l1, l2):
 
 
 L1, L2, L1_L2, ANY = range(4)
-"""Variants of an op that writes a gradient: which terms that has. A factor of zero skips its term, and each combination has
-a kernel of its own. Where factors are known only when the op runs, it is any of them."""
+"""Variants of an op that writes a gradient: which terms that has. A factor of zero skips its term, and each combination
+has a kernel of its own. Where factors are known only when the op runs, it is any of them."""
 
 
 def _both_of(terms, x, out, factors, a, b):
@@ -177,7 +177,7 @@ def value(dtype: tf.DType) -> Any:
     stored, _, number = kind(dtype)
     size = dtype.size
 
-    def compute(kernel, context):  # noqa: ARG001
+    def compute(kernel, context):
         status = capi.NewStatus()
         x_handle, factors_handle = handle_of_input(context, 0, status), handle_of_input(context, 1, status)
         value_handle = np.uintp(0)
@@ -200,7 +200,8 @@ def value_and_gradient(dtype: tf.DType, terms: int) -> Any:
     """`value, ahead, assumed = FastregPenaltyAhead(x, factors)`.
 
     If the last two backwards had one upstream gradient, `ahead` is the gradient for that, and `assumed` is 1 and the
-    upstream gradient. Otherwise x stands in for it, since loops stack tensors of one shape only, and `assumed` is 0 and 0.
+    upstream gradient. Otherwise x stands in for it, since loops stack tensors of one shape only, and `assumed` is 0 and
+    0.
     """
     stored, arithmetic, number = kind(dtype)
     size = dtype.size
@@ -248,7 +249,9 @@ def value_and_gradient(dtype: tf.DType, terms: int) -> Any:
 
 
 def gradient(dtype: tf.DType, terms: int) -> Any:
-    """`gradient = FastregPenaltyGradient(x, factors, upstream, ahead, assumed)`: `ahead` if that is the one asked for."""
+    """`gradient = FastregPenaltyGradient(x, factors, upstream, ahead, assumed)`: `ahead` if that is the one asked
+    for.
+    """
     stored, arithmetic, number = kind(dtype)
     size = dtype.size
 

@@ -1,7 +1,7 @@
 """Whether native ops can be had in this process: found out once, before the first use of each.
 
-Symbols and registration are tried for all ops, each kernel by what it computes of known numbers; so a kernel is compiled
-when it is to be used, and not before.
+Symbols and registration are tried for all ops, each kernel by what it computes of known numbers; so a kernel is
+compiled when it is to be used, and not before.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from fastreg_kernels.cpu import updates
 from fastreg._bridges import counters, state
 from fastreg._bridges.factors import Factors
 from fastreg._bridges.native import capi, ops, table_ops
+from fastreg._bridges.native import penalty as kernels
 from fastreg._bridges.native.op import VARIANT, VARIANTS
 
 _found: list[str] = []
@@ -39,7 +40,9 @@ def table_obstacle(dtype: tf.DType, rule: int | None = None) -> str | None:
 
 
 def _probe(test: Callable[..., None]) -> Callable[..., str | None]:
-    """Run a test once for all arguments, and keep what was wrong: whatever it is, other ways serve, and `info` says why."""
+    """Run a test once for all arguments, and keep what was wrong: whatever it is, other ways serve, and `info` says
+    why.
+    """
 
     @functools.cache
     def run(*arguments: Any) -> str | None:
@@ -66,7 +69,7 @@ def _registration() -> None:
 
 @_probe
 def _penalty(dtype: tf.DType, terms: int) -> None:
-    l1, l2 = (0.5, 0.0) if terms == ops.kernels.L1 else (0.0, 0.25) if terms == ops.kernels.L2 else (0.5, 0.25)
+    l1, l2 = (0.5, 0.0) if terms == kernels.L1 else (0.0, 0.25) if terms == kernels.L2 else (0.5, 0.25)
     x, vector = tf.constant([3.0, -2.0, 0.0], dtype), tf.constant([l1, l2], tf.float64)
     ops.VALUE.prepare(dtype)
     ops.AHEAD.prepare(dtype, terms)
@@ -91,7 +94,9 @@ def _lookup(dtype: tf.DType) -> None:
 
 @_probe
 def _update(dtype: tf.DType, rule: int) -> None:
-    """A learning rate of 1/4 with l2 of 1 halves weights; each rule then subtracts what it makes of a gradient of zero."""
+    """A learning rate of 1/4 with l2 of 1 halves weights; each rule then subtracts what it makes of a gradient of
+    zero.
+    """
     table_ops.UPDATE.prepare(dtype, tf.int32, rule)
     table, stamps = _table(dtype)
     arithmetic = tf.float32 if dtype.size < 4 else dtype

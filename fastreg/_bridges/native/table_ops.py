@@ -1,4 +1,6 @@
-"""The native ops of lazily regularised tables: their definitions, the gradient of a lookup, and the memory of variables."""
+"""The native ops of lazily regularised tables: their definitions, the gradient of a lookup, and the memory of
+variables.
+"""
 
 from __future__ import annotations
 
@@ -91,8 +93,8 @@ OPS = (LOOKUP, UPDATE, FLUSH, WEIGHTS, PENALTY, COUNT_ZEROS, SUM_DUPLICATES)
 def memory(variable: tf.Variable) -> tuple[tf.Tensor, tf.Tensor]:
     """A variable as a native op takes it: the resource, and a tensor that shares its memory.
 
-    A sparse op of TensorFlow's makes the variable one that is copied when it is read; reading without a copy is what undoes
-    that, so that the op never writes to a copy.
+    A sparse op of TensorFlow's makes the variable one that is copied when it is read; reading without a copy is what
+    undoes that, so that the op never writes to a copy.
     """
     with record.stop_recording():  # a tape would keep the tensor
         tf.raw_ops.DisableCopyOnRead(resource=variable.handle)

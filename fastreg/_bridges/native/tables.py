@@ -1,9 +1,9 @@
 """What TensorFlow calls to look rows of a lazily regularised table up, to update, flush and measure it.
 
-The kernels write to the memory of the table's variables. These come twice: as resources, by which TensorFlow orders the ops
-among everything else that uses the variables, and as tensors that share the variables' memory. That is the variables' own
-(`fastreg._tables.variable` sees to that), and a mutex in shared memory keeps the ops of several threads apart. Python, and so
-no signal and no exception of it, can interrupt an op: it is done whole or not at all.
+The kernels write to the memory of the table's variables. These come twice: as resources, by which TensorFlow orders the
+ops among everything else that uses the variables, and as tensors that share the variables' memory. That is the
+variables' own (`fastreg._tables.variable` sees to that), and a mutex in shared memory keeps the ops of several threads
+apart. Python, and so no signal and no exception of it, can interrupt an op: it is done whole or not at all.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 import tensorflow as tf
 from fastreg_kernels import _shared
 from fastreg_kernels.cpu import launch, rows, tables, updates
-from numba import carray, types
+from numba import carray
 
 from fastreg._bridges import counters
 from fastreg._bridges.native import capi, messages
@@ -93,7 +93,8 @@ def _are_in_range(ids, count, status):
 @jit
 def _flush(x, stamps, kind, width):
     """Write the true weights of all rows. The sums count as old: a run that goes on after saving then has the losses of
-    one that loads, to the last bit."""
+    one that loads, to the last bit.
+    """
     state = _state_of(stamps)
     marks = stamps[: stamps.shape[0] - ROWS]
     tables.write(x, marks, state[PRODUCT], state[TOTAL], x, kind, width)
@@ -112,7 +113,7 @@ def lookup(dtype: tf.DType, ids_dtype: tf.DType) -> Any:
     stored, arithmetic, number = kind(dtype)
     size, ids_kind = dtype.size, np.dtype(ids_dtype.as_numpy_dtype).type
 
-    def compute(kernel, context):  # noqa: ARG001
+    def compute(kernel, context):
         status = capi.NewStatus()
         table_handle, stamps_handle = handle_of_input(context, 1, status), handle_of_input(context, 3, status)
         ids_handle = handle_of_input(context, 4, status)
@@ -134,9 +135,7 @@ def lookup(dtype: tf.DType, ids_dtype: tf.DType) -> Any:
                 if threads == 1:
                     rows.look_up(0, count, x, stamps, ids, state[PRODUCT], state[TOTAL], out, of, width)
                 else:
-                    rows.look_up_parallel(
-                        threads, count, x, stamps, ids, state[PRODUCT], state[TOTAL], out, of, width
-                    )
+                    rows.look_up_parallel(threads, count, x, stamps, ids, state[PRODUCT], state[TOTAL], out, of, width)
                 launch.leave(blocks)
                 _unlock(_mutex(data))
                 capi.DeleteTensor(rows_handle)
@@ -163,7 +162,7 @@ def update(dtype: tf.DType, ids_dtype: tf.DType, rule: int) -> Any:
     stored, arithmetic, _ = kind(dtype)
     ids_kind = np.dtype(ids_dtype.as_numpy_dtype).type
 
-    def compute(kernel, context):  # noqa: ARG001
+    def compute(kernel, context):
         status = capi.NewStatus()
         table_handle, stamps_handle = handle_of_input(context, 1, status), handle_of_input(context, 3, status)
         first_handle, second_handle = handle_of_input(context, 5, status), handle_of_input(context, 7, status)
@@ -237,7 +236,7 @@ def flush(dtype: tf.DType) -> Any:
     """`FastregFlush(table_handle, table, stamps_handle, stamps)`: nothing to do if no shrink is to come."""
     stored, arithmetic, _ = kind(dtype)
 
-    def compute(kernel, context):  # noqa: ARG001
+    def compute(kernel, context):
         status = capi.NewStatus()
         table_handle, stamps_handle = handle_of_input(context, 1, status), handle_of_input(context, 3, status)
         height, width = _input_rows(table_handle), capi.Dim(table_handle, 1)
@@ -260,7 +259,7 @@ def weights(dtype: tf.DType) -> Any:
     stored, arithmetic, number = kind(dtype)
     size = dtype.size
 
-    def compute(kernel, context):  # noqa: ARG001
+    def compute(kernel, context):
         status = capi.NewStatus()
         table_handle, stamps_handle = handle_of_input(context, 1, status), handle_of_input(context, 3, status)
         height, width = _input_rows(table_handle), capi.Dim(table_handle, 1)
@@ -286,13 +285,13 @@ def weights(dtype: tf.DType) -> Any:
 def penalty(dtype: tf.DType) -> Any:
     """`penalty = FastregTablePenalty(table_handle, table, stamps_handle, stamps, factors, every)`.
 
-    The sums are computed anew if they are `every` steps old; with `every` 0, and whenever L1 is off, if they are older than
-    this step.
+    The sums are computed anew if they are `every` steps old; with `every` 0, and whenever L1 is off, if they are older
+    than this step.
     """
     stored, arithmetic, number = kind(dtype)
     size = dtype.size
 
-    def compute(kernel, context):  # noqa: ARG001
+    def compute(kernel, context):
         status = capi.NewStatus()
         table_handle, stamps_handle = handle_of_input(context, 1, status), handle_of_input(context, 3, status)
         factors_handle, every_handle = handle_of_input(context, 4, status), handle_of_input(context, 5, status)
@@ -336,7 +335,7 @@ def count_zeros(dtype: tf.DType) -> Any:
     stored, arithmetic, _ = kind(dtype)
     number = tf.int64.as_datatype_enum
 
-    def compute(kernel, context):  # noqa: ARG001
+    def compute(kernel, context):
         status = capi.NewStatus()
         table_handle, stamps_handle = handle_of_input(context, 1, status), handle_of_input(context, 3, status)
         height, width = _input_rows(table_handle), capi.Dim(table_handle, 1)
@@ -367,7 +366,7 @@ def sum_duplicates(dtype: tf.DType, ids_dtype: tf.DType) -> Any:
     size, ids_kind, ids_number = dtype.size, np.dtype(ids_dtype.as_numpy_dtype).type, ids_dtype.as_datatype_enum
     ids_size = ids_dtype.size
 
-    def compute(kernel, context):  # noqa: ARG001
+    def compute(kernel, context):
         status = capi.NewStatus()
         values_handle, ids_handle = handle_of_input(context, 0, status), handle_of_input(context, 1, status)
         count, width = _input_rows(ids_handle), capi.Dim(values_handle, 1)
@@ -389,4 +388,3 @@ def sum_duplicates(dtype: tf.DType, ids_dtype: tf.DType) -> Any:
         finish(context, status)
 
     return callback(COMPUTE)(compute)
-

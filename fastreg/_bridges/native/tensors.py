@@ -19,7 +19,9 @@ FLOAT64, INT32 = (tf.as_dtype(name).as_datatype_enum for name in ("float64", "in
 
 
 class Kind(NamedTuple):
-    """A floating dtype as compiled code needs it: of the elements in memory, of the arithmetic, and TensorFlow's number."""
+    """A floating dtype as compiled code needs it: of the elements in memory, of the arithmetic, and TensorFlow's
+    number.
+    """
 
     stored: Any
     arithmetic: Any
@@ -63,7 +65,7 @@ def expect(tensor, count, status):
 
 
 @callback(types.void(types.voidptr, types.uintp, types.uintp))
-def _let_go(data, size, slot):  # noqa: ARG001
+def _let_go(data, size, slot):
     """TensorFlow's last reference to a buffer is gone."""
     buffers.release(slot)
 
@@ -164,9 +166,9 @@ def _put_first(array, number):
 def _to_odd(number):
     """To float32, so that rounding that to nearest in a half type is as rounding the number itself.
 
-    What is inexact gets an odd last bit: it then lies on the same side of every half number and every middle between two
-    as before. Source: Boldo and Melquiond (2008), "Emulation of a FMA and correctly rounded sums: proved algorithms using
-    rounding to odd", IEEE Transactions on Computers 57(4).
+    What is inexact gets an odd last bit: it then lies on the same side of every half number and every middle between
+    two as before. Source: Boldo and Melquiond (2008), "Emulation of a FMA and correctly rounded sums: proved algorithms
+    using rounding to odd", IEEE Transactions on Computers 57(4).
     """
     box = np.empty(1, np.float32)
     box[0] = number

@@ -243,6 +243,7 @@ def _prefetch(x, stamps, row, width):
 
 @jit
 def look_up(first, last, x, stamps, ids, product, total_threshold, out, kind, width):
+    """Write the true rows of the ids from `first` to before `last` to `out`; see `lookup_rows`."""
     tail = width - width % LANES
     for k in range(first, last):
         if k + _AHEAD < last:
@@ -260,6 +261,7 @@ def look_up(first, last, x, stamps, ids, product, total_threshold, out, kind, wi
 
 @parallel_jit
 def look_up_parallel(threads, count, x, stamps, ids, product, total_threshold, out, kind, width):
+    """`look_up` of all ids, shared out to threads."""
     for t in prange(threads):
         first, last = t * count // threads, (t + 1) * count // threads
         look_up(first, last, x, stamps, ids, product, total_threshold, out, kind, width)
@@ -267,6 +269,7 @@ def look_up_parallel(threads, count, x, stamps, ids, product, total_threshold, o
 
 @jit
 def sum_duplicates(first, last, values, positions, out, width):
+    """Add up the values of each position, of the blocks of columns from `first` to before `last`."""
     for i in range(positions.size):
         source, target = i * width, positions[i] * width
         for block in range(first, last):
@@ -282,6 +285,7 @@ def sum_duplicates(first, last, values, positions, out, width):
 
 @parallel_jit
 def sum_duplicates_parallel(threads, blocks, values, positions, out, width):
+    """`sum_duplicates` of all columns, shared out to threads."""
     for t in prange(threads):
         sum_duplicates(t * blocks // threads, (t + 1) * blocks // threads, values, positions, out, width)
 
@@ -295,6 +299,7 @@ def _change(old, new, scale, threshold):
 
 @jit
 def update(first, last, x, stamps, rows, product, total_threshold, step, changes, width):
+    """Shrink, step and stamp the rows from `first` to before `last`; see `update_rows`. `changes` may be None."""
     tail = width - width % LANES
     for k in range(first, last):
         if k + _AHEAD < last:
@@ -323,6 +328,7 @@ def update(first, last, x, stamps, rows, product, total_threshold, step, changes
 
 @parallel_jit
 def update_parallel(threads, count, x, stamps, rows, product, total_threshold, step, changes, width):
+    """`update` of all rows, shared out to threads."""
     for t in prange(threads):
         first, last = t * count // threads, (t + 1) * count // threads
         update(first, last, x, stamps, rows, product, total_threshold, step, changes, width)

@@ -1,6 +1,7 @@
 """Compiled code only: passes over a whole lazily regularised table, with the shrink that its rows have to come.
 
-Rows are taken in chunks of about `launch.BLOCK` elements, which do not depend on the number of threads; nor do the bits.
+Rows are taken in chunks of about `launch.BLOCK` elements, which do not depend on the number of threads; nor do the
+bits.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
-"""Compiled code only: one optimizer step of a lazily regularised table, from the gradient of a lookup to the written rows.
+"""Compiled code only: one optimizer step of a lazily regularised table, from the gradient of a lookup to the written
+rows.
 
-Duplicates are summed in the order of the lookup, clipped by a scale, turned into a step by the rule of the optimizer, whose
-slots are updated in place, and subtracted from the shrunk rows (`rows.update`). The bits do not depend on the number of
-threads.
+Duplicates are summed in the order of the lookup, clipped by a scale, turned into a step by the rule of the optimizer,
+whose slots are updated in place, and subtracted from the shrunk rows (`rows.update`). The bits do not depend on the
+number of threads.
 """
 
 from __future__ import annotations
@@ -12,7 +13,17 @@ from numba import prange
 
 from fastreg_kernels.cpu import launch, rows
 from fastreg_kernels.cpu.jit import jit, parallel_jit
-from fastreg_kernels.cpu.vector import LANES, add_squares, load, load_first, square_root, store, store_first, total, zeros
+from fastreg_kernels.cpu.vector import (
+    LANES,
+    add_squares,
+    load,
+    load_first,
+    square_root,
+    store,
+    store_first,
+    total,
+    zeros,
+)
 
 SGD, ADAGRAD, ROWWISE_ADAGRAD, ADAM = range(4)
 """Rules. With g the summed gradient, η the learning rate and t the number of this step, from 1:
@@ -20,7 +31,8 @@ SGD, ADAGRAD, ROWWISE_ADAGRAD, ADAM = range(4)
 - SGD: `η · g`
 - Adagrad: `n ← n + g²`, then `η · g / sqrt(n + ε)`, with an accumulator per weight
 - row-wise Adagrad: `n ← n + mean(g²)` over the row, then `η · g / sqrt(n + ε)`, with an accumulator per row
-- Adam: `m ← m + (g − m)·(1 − β1)`, `v ← v + (g² − v)·(1 − β2)`, then `η · sqrt(1 − β2^t) / (1 − β1^t) · m / (sqrt(v) + ε)`
+- Adam: `m ← m + (g − m)·(1 − β1)`, `v ← v + (g² − v)·(1 − β2)`, then
+  `η · sqrt(1 − β2^t) / (1 − β1^t) · m / (sqrt(v) + ε)`
 """
 
 _ROWS = 16
@@ -64,7 +76,8 @@ def _sum_range(first, last, values, positions, sums, width):
             source, target = i * width, positions[i] * width
             for column in range(0, width, LANES):
                 count = min(LANES, width - column)
-                _put(sums, target + column, _get(sums, target + column, count) + _get(values, source + column, count), count)
+                total_so_far = _get(sums, target + column, count)
+                _put(sums, target + column, total_so_far + _get(values, source + column, count), count)
 
 
 @parallel_jit
@@ -94,7 +107,23 @@ def apply(x, stamps, where, gradient, product, threshold, rule, slots, rate, set
     blocks = launch.blocks(gradient.size)
     threads = launch.enter(blocks)
     if threads == 1:
-        _apply(0, where.size, x, stamps, where, gradient, product, threshold, rule, slots, rate, settings, step, changes, width)
+        _apply(
+            0,
+            where.size,
+            x,
+            stamps,
+            where,
+            gradient,
+            product,
+            threshold,
+            rule,
+            slots,
+            rate,
+            settings,
+            step,
+            changes,
+            width,
+        )
     else:
         _apply_parallel(
             threads, x, stamps, where, gradient, product, threshold, rule, slots, rate, settings, step, changes, width
@@ -129,7 +158,21 @@ def _apply_parallel(
     for t in prange(threads):
         first, last = t * where.size // threads, (t + 1) * where.size // threads
         _apply(
-            first, last, x, stamps, where, gradient, product, threshold, rule, slots, rate, settings, step, changes, width
+            first,
+            last,
+            x,
+            stamps,
+            where,
+            gradient,
+            product,
+            threshold,
+            rule,
+            slots,
+            rate,
+            settings,
+            step,
+            changes,
+            width,
         )
 
 

@@ -8,6 +8,7 @@ import tensorflow as tf
 import fastreg
 from fastreg._bridges import native
 
+
 def exact(weights, l1, l2):
     wide = np.asarray(weights, np.float64)
     return l1 * np.abs(wide).sum() + l2 * np.square(wide).sum()

@@ -19,7 +19,15 @@ ROWS, WIDTH = 10_007, 3  # numbers that nothing else in the graph has
 NATIVE = {"FastregLookup", "FastregUpdate", "FastregTablePenalty"}
 """What works on a table: its rows, and all of it now and then, in an update that flushes and a penalty that is old."""
 
-ON_RESOURCES = {*NATIVE, "DisableCopyOnRead", "Identity", "IdentityN", "If", "StatefulPartitionedCall", "PartitionedCall"}
+ON_RESOURCES = {
+    *NATIVE,
+    "DisableCopyOnRead",
+    "Identity",
+    "IdentityN",
+    "If",
+    "StatefulPartitionedCall",
+    "PartitionedCall",
+}
 
 
 def graphs(function, branches=False):

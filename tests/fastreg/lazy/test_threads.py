@@ -1,5 +1,5 @@
-"""Other threads look rows up, read, flush and count while a step writes: nothing that the step does gets lost, and what they
-see is true. And nothing that interrupts Python leaves a table between two states."""
+"""Other threads look rows up, read, flush and count while a step writes: nothing that the step does gets lost, and what
+they see is true. And nothing that interrupts Python leaves a table between two states."""
 
 import json
 import threading
@@ -114,7 +114,8 @@ def test_predict_while_fit_runs(lazy):
         np.testing.assert_array_equal(ours, theirs)
 
 
-# Prints, for each of many alarms at random moments, where the first weight of the table ended, and where it should have.
+# Prints, for each of many alarms at random moments, where the first weight of the table ended, and where it should
+# have.
 INTERRUPTED = """
     import json, random, signal, sys
     import keras, numpy as np, tensorflow as tf
