@@ -18,8 +18,8 @@ from fastreg_kernels.cpu import updates
 from fastreg._bridges import counters, state
 from fastreg._bridges.factors import Factors
 from fastreg._bridges.native import capi, ops, table_ops
-from fastreg._bridges.native import penalty as kernels
 from fastreg._bridges.native.op import VARIANT, VARIANTS
+from fastreg._bridges.native.penalty import L1, L2
 
 _found: list[str] = []
 
@@ -69,7 +69,7 @@ def _registration() -> None:
 
 @_probe
 def _penalty(dtype: tf.DType, terms: int) -> None:
-    l1, l2 = (0.5, 0.0) if terms == kernels.L1 else (0.0, 0.25) if terms == kernels.L2 else (0.5, 0.25)
+    l1, l2 = (0.5, 0.0) if terms == L1 else (0.0, 0.25) if terms == L2 else (0.5, 0.25)
     x, vector = tf.constant([3.0, -2.0, 0.0], dtype), tf.constant([l1, l2], tf.float64)
     ops.VALUE.prepare(dtype)
     ops.AHEAD.prepare(dtype, terms)
