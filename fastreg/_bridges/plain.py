@@ -88,7 +88,5 @@ def of_factors_of_gradient(
 ) -> list[tf.Tensor]:
     """The derivatives of `sum(v * gradient)` with respect to factors that are tensors."""
     sums = (partial(tf.sign, x), partial(tf.multiply, x, 2.0))
-    wanted = [
-        tf.reduce_sum(v * of()) for factor, of in zip(factors, sums, strict=True) if not isinstance(factor, float)
-    ]
-    return [tf.cast(upstream * tf.cast(total, x.dtype), t.dtype) for total, t in zip(wanted, tensors, strict=True)]
+    wanted = [of() for factor, of in zip(factors, sums, strict=True) if not isinstance(factor, float)]
+    return [tf.cast(upstream * tf.reduce_sum(v * w), t.dtype) for w, t in zip(wanted, tensors, strict=True)]

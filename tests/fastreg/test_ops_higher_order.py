@@ -138,6 +138,8 @@ def test_eagerly(bridge, case):
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.__name__)
 def test_in_a_graph(bridge, case):
     check_three_steps(case, tf.function(case))
+    if case is derivative_in_upstream:  # of which TensorFlow leaves the penalty out, if it is an op and no callback
+        fast(tf.constant(X))
 
 
 @pytest.mark.parametrize("case", FORWARD, ids=lambda case: case.__name__)
