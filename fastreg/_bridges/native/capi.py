@@ -184,7 +184,8 @@ def define(name: str, attributes: Any, inputs: Any, outputs: Any, shapes: int, s
         c.TF_OpDefinitionBuilderAddInput(builder, tensor.encode())
     for tensor in outputs:
         c.TF_OpDefinitionBuilderAddOutput(builder, tensor.encode())
-    c.TF_OpDefinitionBuilderSetIsStateful(builder, stateful)
+    if stateful:  # the function does not look at its argument
+        c.TF_OpDefinitionBuilderSetIsStateful(builder, stateful)
     c.TF_OpDefinitionBuilderSetShapeInferenceFunction(builder, shapes)
     with _Status() as status:
         c.TF_RegisterOpDefinition(builder, status)
