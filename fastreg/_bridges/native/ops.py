@@ -6,6 +6,7 @@ import itertools
 from typing import Any
 
 import tensorflow as tf
+from tensorflow.python.eager import record
 
 from fastreg._bridges import plain
 from fastreg._bridges.factors import Factors
@@ -53,9 +54,29 @@ def penalty(x: tf.Tensor, factors: Factors) -> tf.Tensor:
             return VALUE(x, factors.vector())
         AHEAD.prepare(x.dtype)
         GRADIENT.prepare(x.dtype)
-        # Eagerly there is nothing that one penalty is recognised by in the next step but what is penalised.
-        site = hash((x.shape.rank, x.shape.num_elements(), x.dtype)) if tf.executing_eagerly() else next(_sites)
-        return AHEAD(x, factors.vector(), site=site % kernels.SITES)[0]
+        if tf.executing_eagerly():
+            return _recorded(x, factors)
+        return AHEAD(x, factors.vector(), site=next(_sites) % kernels.SITES)[0]
+
+
+def _recorded(x: tf.Tensor, factors: Factors) -> tf.Tensor:
+    """The penalty, computed now, and for tapes an operation with one output.
+
+    For outputs that nobody differentiates, here one of the size of x, a tape would make zeros.
+    """
+    vector = factors.vector()
+    # There is nothing that one penalty is recognised by in the next step but what is penalised.
+    site = hash((x.shape.rank, x.shape.num_elements(), x.dtype)) % kernels.SITES
+    with record.stop_recording():
+        value, ahead, assumed = AHEAD(x, vector, site=site)
+    factors_count = bool(factors.tensors) and record.should_record_backprop(factors.tensors)
+
+    def backward(upstream: tf.Tensor) -> Any:
+        of_factors = _of_vector(plain.of_factors, vector, x, upstream) if factors_count else None
+        return _of_x(x, vector, upstream, ahead, assumed, site), of_factors
+
+    record.record_operation(AHEAD.name, [value], [x, vector], backward)
+    return value
 
 
 @VALUE.gradient
@@ -74,11 +95,17 @@ def _gradient_of_value_and_gradient(op: Any, upstream: tf.Tensor, *ignored: Any)
 def _gradient(op: Any, upstream: tf.Tensor, ahead: tf.Tensor, assumed: tf.Tensor, site: int) -> Any:
     x, vector = op.inputs
     of_factors = None if _is_unneeded(op, 1) else _of_vector(plain.of_factors, vector, x, upstream)
-    if in_xla():  # though the forward was not
-        return plain.gradient(x, upstream, _of_tensor(vector)), of_factors
+    return _of_x(x, vector, upstream, ahead, assumed, site), of_factors
+
+
+def _of_x(
+    x: tf.Tensor, vector: tf.Tensor, upstream: tf.Tensor, ahead: tf.Tensor, assumed: tf.Tensor, site: int
+) -> tf.Tensor:
+    if not tf.executing_eagerly() and in_xla():  # though the forward was not
+        return plain.gradient(x, upstream, _of_tensor(vector))
     GRADIENT.prepare(x.dtype)
     with tf.device("CPU:0"):
-        return GRADIENT(x, vector, upstream, ahead, assumed, site=site), of_factors
+        return GRADIENT(x, vector, upstream, ahead, assumed, site=site)
 
 
 @GRADIENT.gradient
