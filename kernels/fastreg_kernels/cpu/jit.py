@@ -12,12 +12,15 @@ import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numba
 from numba.core import config, event
 from numba.core.ccallback import CFunc
+from numba.core.compiler_lock import global_compiler_lock
 from numba.core.registry import cpu_target
+from numba.np.ufunc import parallel
 
 _FLAGS = {"nogil": True, "error_model": "numpy"}
 """`nogil`: other Python threads run while a kernel does. No `fastmath`: it would let the compiler reorder sums and
@@ -44,8 +47,8 @@ class Compiler:
         return self._kept(numba.njit(**_FLAGS)(function))
 
     def parallel_jit(self, function: Callable[..., Any]) -> Any:
-        """Compile a function whose `prange` loops run on Numba's threads."""
-        return self._kept(numba.njit(**_FLAGS, parallel=True)(function))
+        """Compile a function whose `prange` loops run on Numba's threads, which takes no lock of Python's."""
+        return _without_interpreter(self._kept(numba.njit(**_FLAGS, parallel=True)(function)))
 
     def cfunc(self, signature: Any) -> Callable[[Callable[..., Any]], Any]:
         """Compile a function now, to be called by its address, of C's calling convention. It must not raise."""
@@ -71,6 +74,43 @@ class Compiler:
                 config.CACHE_DIR = previous
             _tolerate_full_disk(compiled._cache, self.folder)
         return compiled
+
+
+def _without_interpreter(compiled: Any) -> Any:
+    """Have a function start its loops without the interpreter's lock.
+
+    Numba takes the lock before it hands a loop to its threads, for callers that may or may not have it, and lets it go
+    at once. Whoever calls our kernels does not have it (`nogil`, or no interpreter at all), and would wait for it in
+    vain while another thread computes in Python.
+    """
+    compile_for = compiled.compile
+
+    def compile(signature: Any) -> Any:  # noqa: A001 - it takes the place of the dispatcher's method
+        with global_compiler_lock:  # nobody else compiles meanwhile
+            build = parallel.build_gufunc_kernel
+            parallel.build_gufunc_kernel = lambda library, context, *rest: build(library, _NoPython(context), *rest)
+            try:
+                return compile_for(signature)
+            finally:
+                parallel.build_gufunc_kernel = build
+
+    compiled.compile = compile
+    return compiled
+
+
+class _NoPython:
+    """A target context of Numba's that has nothing to do with the interpreter's lock."""
+
+    def __init__(self, context: Any) -> None:
+        self._context = context
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._context, name)
+
+    def get_python_api(self, builder: Any) -> Any:  # noqa: ARG002
+        """In the place of Numba's interface to the interpreter: what would take the lock and let it go."""
+        nothing = lambda *state: None  # noqa: ARG005, E731
+        return SimpleNamespace(gil_ensure=nothing, save_thread=nothing, restore_thread=nothing, gil_release=nothing)
 
 
 def load_numba() -> None:
