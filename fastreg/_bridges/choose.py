@@ -37,6 +37,7 @@ class Place(NamedTuple):
     gpu: bool = False
     tpu: bool = False
     forward_mode: bool = False
+    elsewhere: bool = False
     factors: Factors | None = None
 
 
@@ -61,6 +62,8 @@ class Bridge(NamedTuple):
 def _native_obstacle(place: Place) -> str | None:
     if place.gpu:
         return "native ops serve the host's tensors"
+    if place.elsewhere:
+        return "parameter servers have no native ops"
     return _kernel_obstacle(place) or native.penalty_obstacle(place.dtype, place.factors)
 
 
@@ -131,6 +134,7 @@ def _place(x: tf.Tensor, factors: Factors) -> Place:
         gpu=support.is_likely_on_gpu(x),
         tpu="TPU" in x.device,
         forward_mode=not eager and support.has_tangents(x),
+        elsewhere=not eager and support.is_on_parameter_servers(),
         factors=factors,
     )
 

@@ -27,6 +27,11 @@ def tape_is_active() -> bool:
     return bool(record.could_possibly_record())
 
 
+def is_on_parameter_servers() -> bool:
+    """Whether what is being traced runs in other processes, which need not have imported fastreg."""
+    return isinstance(tf.distribute.get_strategy(), tf.distribute.ParameterServerStrategy)
+
+
 def has_tangents(x: tf.Tensor) -> bool:
     """Whether forward-mode differentiation goes through x."""
     return bool(forwardprop_util.pack_tangents([x]).tangents)

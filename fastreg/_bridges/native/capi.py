@@ -58,9 +58,7 @@ ShapeOfInput = _external("TF_ShapeInferenceContextGetInput", _nothing, _handle, 
 SetShapeOfOutput = _external("TF_ShapeInferenceContextSetOutput", _nothing, _handle, _int, _handle, _handle)
 ScalarShape = _external("TF_ShapeInferenceContextScalar", _handle, _handle)
 VectorShape = _external("TF_ShapeInferenceContextVectorFromSize", _handle, _handle, types.uintp)
-SubShape = _external(
-    "TF_ShapeInferenceContextSubshape", _nothing, _handle, _handle, _long, _long, _handle, _handle
-)
+SubShape = _external("TF_ShapeInferenceContextSubshape", _nothing, _handle, _handle, _long, _long, _handle, _handle)
 Concatenate = _external(
     "TF_ShapeInferenceContextConcatenateShapes", _nothing, _handle, _handle, _handle, _handle, _handle
 )

@@ -107,7 +107,7 @@ class _NoPython:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._context, name)
 
-    def get_python_api(self, builder: Any) -> Any:  # noqa: ARG002
+    def get_python_api(self, builder: Any) -> Any:
         """In the place of Numba's interface to the interpreter: what would take the lock and let it go."""
         nothing = lambda *state: None  # noqa: ARG005, E731
         return SimpleNamespace(gil_ensure=nothing, save_thread=nothing, restore_thread=nothing, gil_release=nothing)
@@ -138,7 +138,9 @@ def _tolerate_full_disk(cache: Any, folder: Path) -> None:
 
 
 class _Timings(event.Listener):  # type: ignore[misc]
-    """Seconds that compiling took in this process, by kernel, and one line on stderr if it is so long that one waits."""
+    """Seconds that compiling took in this process, by kernel, and one line on stderr if it is so long that one
+    waits.
+    """
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
