@@ -166,7 +166,7 @@ def l1_l2(l1: float = 0.01, l2: float = 0.01) -> L1L2:
 
 
 def replaced(regularizer: Any) -> _Penalty:
-    """fastreg's regularizer in the place of one of Keras's, with the same factors, which may be variables.
+    """Fastreg's regularizer in the place of one of Keras's, with the same factors, which may be variables.
 
     Keras's constructors take numbers only, but its regularizers compute with whatever their attributes are set to.
     """
