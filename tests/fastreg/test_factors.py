@@ -199,9 +199,11 @@ def test_derivatives_with_respect_to_variables(bridge, kind, graph):
     def slope():
         with tf.GradientTape() as tape:
             value = regularizer(tf.constant(X))
-        return tape.gradient(value, strength.value if kind == "Keras variable" else strength)
+        return value, tape.gradient(value, strength.value if kind == "Keras variable" else strength)
 
-    np.testing.assert_allclose((tf.function(slope) if graph else slope)(), np.square(X).sum(), rtol=1e-6)
+    value, derivative = (tf.function(slope) if graph else slope)()
+    np.testing.assert_allclose(value, formula(tf.constant(X), 0.125, 0.5), rtol=1e-6)
+    np.testing.assert_allclose(derivative, np.square(X).sum(), rtol=1e-6)
 
 
 def test_under_xla(bridge):

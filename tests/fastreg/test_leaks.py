@@ -70,7 +70,16 @@ PROGRAM = """
         for turn in range(n):
             slope(tf.ones(ROWS + turn % 40))
 
+    def in_a_loop(n):
+        def body(turn, x):
+            return turn + 1, x - 1e-3 * slope(x)
+
+        tf.function(lambda: tf.while_loop(lambda turn, x: turn < n, body, [0, tf.ones(3)]))()
+
+    kept = tf.ones(17_000)  # just large enough for the pool of gradients
     SCENARIOS = {
+        "ten thousand eager": (10_000, repeated(slope, kept)),
+        "ten thousand in graphs": (10_000, repeated(traced, kept)),
         "eager": (1000, repeated(slope, x)),
         "eager value": (1000, repeated(penalty, x)),
         "eager variable": (300, repeated(slope, variable)),
@@ -88,6 +97,8 @@ PROGRAM = """
         gc.collect()
         return psutil.Process().memory_info().rss, len(gc.get_objects())
 
+    if fastreg.get_bridge() == "native":
+        SCENARIOS["in a loop"] = (100_000, in_a_loop)
     results = {}
     for name, (turns, scenario) in SCENARIOS.items():
         before_calls = fastreg.info()["kernel_calls"]
@@ -124,6 +135,24 @@ def test_calls_leave_nothing(growth, scenario):
     assert calls >= turns
     assert megabytes < 50
     assert objects < turns / 2
+
+
+@pytest.mark.parametrize("scenario", ["ten thousand eager", "ten thousand in graphs"])
+def test_many_calls_leave_nothing(growth, scenario):
+    turns, megabytes, objects, calls = growth[scenario]
+    assert calls >= turns == 10_000
+    assert megabytes < 10
+    assert objects < 100
+
+
+def test_native_ops_give_every_handle_back(growth):
+    """So many calls that a status or a tensor without memory of its own, of 50 bytes or more, would be noticed."""
+    if "in a loop" not in growth:
+        pytest.skip("100,000 callbacks take too long")
+    turns, megabytes, objects, calls = growth["in a loop"]
+    assert calls >= turns == 100_000
+    assert megabytes < 5
+    assert objects < 1000
 
 
 @pytest.mark.parametrize("scenario", ["retraced", "new variables", "new tables"])

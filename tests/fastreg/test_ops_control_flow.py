@@ -107,14 +107,32 @@ def test_eagerly(bridge, case):
     check_four_steps(*partials(case))
 
 
-@pytest.mark.parametrize("shape", [[7, 5], [None, 5]], ids=["static", "dynamic"])
+@pytest.mark.parametrize("shape", [[7, 5], [None, 5], None], ids=["static", "dynamic", "unknown"])
 @pytest.mark.parametrize("case", [*CASES, *GRAPH_ONLY], ids=lambda case: case.__name__)
 def test_in_a_graph(bridge, case, shape):
     """With a crossover that x exceeds: "auto" finds out in the graph, under a tape, if the size is not known before."""
     fastreg.set_crossover(20)
     check_four_steps(*(tf.function(f, input_signature=[tf.TensorSpec(shape)]) for f in partials(case)))
-    if shape[0] is not None or case not in (vectorized, vectorized_gradient, with_symbolic_gradients):
+    if (shape is not None and shape[0] is not None) or case not in (
+        vectorized,
+        vectorized_gradient,
+        with_symbolic_gradients,
+    ):
         assert bridge.kernel_calls() > 0
+
+
+@pytest.mark.parametrize("name", ["native", "py_function"])
+def test_vectorized_map_falls_back_to_a_loop(name):
+    """TensorFlow has a vectorized form of its own ops only, and says so where it must not loop instead."""
+    fastreg.set_bridge(name)
+    x = tf.ones([3, 4])
+    traced = tf.function(lambda x: tf.vectorized_map(PENALTIES[fastreg], x, fallback_to_while_loop=False))
+    with pytest.raises(ValueError, match=r"No pfor vectorization defined for (FastregPenalty|EagerPyFunc)"):
+        traced(x)
+    calls = fastreg.info()["kernel_calls"]
+    values = tf.function(lambda x: tf.vectorized_map(PENALTIES[fastreg], x))(x)
+    np.testing.assert_allclose(values, [4 * 3 / 32 + 4 * 3 / 128] * 3, rtol=1e-6)
+    assert fastreg.info()["kernel_calls"] >= calls + 3
 
 
 @pytest.mark.parametrize("case", [in_while_loop, in_cond, with_recompute], ids=lambda case: case.__name__)

@@ -83,7 +83,7 @@ def derivative_in_upstream(penalty, x):
             first.watch(x)
             value = penalty(x)
         slope = first.gradient(value, x, upstream)
-    return second.gradient(slope, upstream, tf.constant(DIRECTION))
+    return tf.stack([second.gradient(slope, upstream, tf.constant(DIRECTION)), tf.reduce_sum(slope)])
 
 
 def forward_mode(penalty, x):
@@ -135,21 +135,28 @@ def test_eagerly(bridge, case):
     check_three_steps(case, case)
 
 
+def of_shape(case, shape):
+    """A case traced for a shape that is known in part."""
+    return lambda penalty, x: tf.function(lambda v: case(penalty, v), input_signature=[tf.TensorSpec(shape)])(x)
+
+
+@pytest.mark.parametrize("shape", [[3, 4], [None, 4], [None, None], None], ids=str)
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.__name__)
-def test_in_a_graph(bridge, case):
-    check_three_steps(case, tf.function(case))
+def test_in_a_graph(bridge, case, shape):
+    check_three_steps(case, of_shape(case, shape))
     if case is derivative_in_upstream:  # of which TensorFlow leaves the penalty out, if it is an op and no callback
         fast(tf.constant(X))
 
 
+@pytest.mark.parametrize("shape", [[3, 4], [None, 4], [None, None], None], ids=str)
 @pytest.mark.parametrize("case", FORWARD, ids=lambda case: case.__name__)
-def test_forward_mode_in_a_graph(bridge, case):
+def test_forward_mode_in_a_graph(bridge, case, shape):
     """A callback has no tangent that could be traced: the result would silently be zero."""
     if bridge.name == "py_function":
         with bridge.falls_back("forward-mode"):
-            check_three_steps(case, tf.function(case))
+            check_three_steps(case, of_shape(case, shape))
     else:
-        check_three_steps(case, tf.function(case))
+        check_three_steps(case, of_shape(case, shape))
 
 
 def test_second_order_through_a_traced_penalty(bridge):

@@ -17,9 +17,9 @@ from fastreg_kernels.cpu import updates
 
 from fastreg._bridges import counters, state
 from fastreg._bridges.factors import Factors
-from fastreg._bridges.native import capi, ops, table_ops
+from fastreg._bridges.native import capi, penalty_ops, table_ops
 from fastreg._bridges.native.op import VARIANT, VARIANTS
-from fastreg._bridges.native.penalty import L1, L2
+from fastreg._bridges.native.penalty_kernels import L1, L2
 
 _found: list[str] = []
 
@@ -31,7 +31,7 @@ def obstacle() -> str | None:
 
 def penalty_obstacle(dtype: tf.DType, factors: Factors | None) -> str | None:
     """Why penalties of this dtype, with such factors, cannot be computed by native ops, or None."""
-    return _registration() or (None if factors is None else _penalty(dtype, ops.terms_of(factors)))
+    return _registration() or (None if factors is None else _penalty(dtype, penalty_ops.terms_of(factors)))
 
 
 def table_obstacle(dtype: tf.DType, rule: int | None = None) -> str | None:
@@ -63,7 +63,7 @@ def _registration() -> None:
     if sys.platform == "win32":
         raise capi.UnavailableError("there are none on Windows")
     capi.library()
-    for op in (*ops.OPS, *table_ops.OPS):
+    for op in (*penalty_ops.OPS, *table_ops.OPS):
         op.define()
 
 
@@ -71,14 +71,14 @@ def _registration() -> None:
 def _penalty(dtype: tf.DType, terms: int) -> None:
     l1, l2 = (0.5, 0.0) if terms == L1 else (0.0, 0.25) if terms == L2 else (0.5, 0.25)
     x, vector = tf.constant([3.0, -2.0, 0.0], dtype), tf.constant([l1, l2], tf.float64)
-    ops.VALUE.prepare(dtype)
-    ops.AHEAD.prepare(dtype, terms)
-    ops.GRADIENT.prepare(dtype, terms)
+    penalty_ops.VALUE.prepare(dtype)
+    penalty_ops.AHEAD.prepare(dtype, terms)
+    penalty_ops.GRADIENT.prepare(dtype, terms)
     options = {VARIANT: VARIANTS[terms], "site": 0}
-    value, ahead, assumed = ops.AHEAD(x, vector, **options)
-    gradient = ops.GRADIENT(x, vector, tf.constant(2.0, dtype), ahead, assumed, **options)
+    value, ahead, assumed = penalty_ops.AHEAD(x, vector, **options)
+    gradient = penalty_ops.GRADIENT(x, vector, tf.constant(2.0, dtype), ahead, assumed, **options)
     expected = 5 * l1 + 13 * l2
-    _compare([value, ops.VALUE(x, vector)], [expected, expected])
+    _compare([value, penalty_ops.VALUE(x, vector)], [expected, expected])
     _compare(gradient, [2 * l1 + 12 * l2, -2 * l1 - 8 * l2, 0.0])
 
 

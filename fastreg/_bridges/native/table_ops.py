@@ -10,7 +10,7 @@ import tensorflow as tf
 from tensorflow.python.eager import record
 
 from fastreg._bridges.native import shapes
-from fastreg._bridges.native import tables as kernels
+from fastreg._bridges.native import table_kernels as kernels
 from fastreg._bridges.native.op import FLOATS, VARIANT, VARIANT_TYPES, Op
 
 _TABLE = ("table_handle: resource", "table: T", "stamps_handle: resource", "stamps: double")

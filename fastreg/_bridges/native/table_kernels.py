@@ -19,7 +19,7 @@ from numba import carray
 from fastreg._bridges import counters
 from fastreg._bridges.native import capi, messages
 from fastreg._bridges.native.compiler import callback, jit
-from fastreg._bridges.native.penalty import COMPUTE, weighted
+from fastreg._bridges.native.penalty_kernels import COMPUTE, weighted
 from fastreg._bridges.native.tensors import (
     failed,
     finish,

@@ -10,7 +10,7 @@ from tensorflow.python.eager import record
 
 from fastreg._bridges import plain
 from fastreg._bridges.factors import Factors
-from fastreg._bridges.native import penalty as kernels
+from fastreg._bridges.native import penalty_kernels as kernels
 from fastreg._bridges.native import shapes
 from fastreg._bridges.native.op import FLOATS, VARIANT, VARIANT_TYPES, VARIANTS, Op
 from fastreg._bridges.support import in_xla, on_host, tape_is_active
