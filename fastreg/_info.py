@@ -34,8 +34,9 @@ def info() -> dict[str, Any]:
     dict
         `versions`; `cpu`, `cpu_features` (those that matter to the kernels), `gpus`; `threading_layer`, `threads`,
         `serial_reason` (why kernels run on one thread, or None); `bridge` (as set), `native_obstacle` (why native ops
-        cannot serve, or None), `crossover` (elements, for `native` ops, and for callbacks in a `graph` and `eager`); `gpu_crossover` and `gpu_obstacle` (the same for tensors on a GPU, and why the kernels cannot
-        serve them, as far as is known, or None); `choices` (how often which bridge was chosen, and why: once per trace
+        cannot serve, or None), `crossover` (elements, for `native` ops, and for callbacks in a `graph` and `eager`);
+        `gpu_crossover` and `gpu_obstacle` (the same for tensors on a GPU, and why the kernels cannot serve them, as far
+        as is known, or None); `choices` (how often which bridge was chosen, and why: once per trace
         of a graph, once per call when eager); `kernel_calls` (how often a kernel ran through TensorFlow);
         `buffer_bytes` (held for gradients); `kernel_cache` (folder of compiled kernels, or None where none is
         writable).
@@ -86,8 +87,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+    parser.add_argument(
+        "--timings",
+        action="store_true",
+        help="time compiling: in this process, and in new ones that use a penalty for the first time",
+    )
+
+
 def run(options: argparse.Namespace) -> int:
-    """Print `info()` as a table, or the table of compiled CUDA kernels."""
+    """Print `info()` as a table, and that of timings if asked for, or the table of compiled CUDA kernels."""
     if options.cuda_audit:
         from fastreg import _audit
 
@@ -98,6 +106,10 @@ def run(options: argparse.Namespace) -> int:
     for name, value in info().items():
         table.add_row(name.replace("_", " "), _readable(value))
     Console().print(table)
+    if options.timings:
+        from fastreg import _timings
+
+        return _timings.run(Console())
     return 0
 
 
