@@ -127,7 +127,7 @@ def test_vectorized_map_falls_back_to_a_loop(name):
     fastreg.set_bridge(name)
     x = tf.ones([3, 4])
     traced = tf.function(lambda x: tf.vectorized_map(PENALTIES[fastreg], x, fallback_to_while_loop=False))
-    with pytest.raises(ValueError, match="No pfor vectorization defined for (FastregPenalty|EagerPyFunc)"):
+    with pytest.raises(ValueError, match=r"No pfor vectorization defined for (FastregPenalty|EagerPyFunc)"):
         traced(x)
     calls = fastreg.info()["kernel_calls"]
     values = tf.function(lambda x: tf.vectorized_map(PENALTIES[fastreg], x))(x)
