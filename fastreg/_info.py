@@ -86,8 +86,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+    parser.add_argument(
+        "--timings",
+        action="store_true",
+        help="time compiling: in this process, and in new ones that use a penalty for the first time",
+    )
+
+
 def run(options: argparse.Namespace) -> int:
-    """Print `info()` as a table, or the table of compiled CUDA kernels."""
+    """Print `info()` as a table, and that of timings if asked for, or the table of compiled CUDA kernels."""
     if options.cuda_audit:
         from fastreg import _audit
 
@@ -98,6 +105,10 @@ def run(options: argparse.Namespace) -> int:
     for name, value in info().items():
         table.add_row(name.replace("_", " "), _readable(value))
     Console().print(table)
+    if options.timings:
+        from fastreg import _timings
+
+        return _timings.run(Console())
     return 0
 
 

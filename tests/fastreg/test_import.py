@@ -56,6 +56,16 @@ def test_importing_has_no_side_effects(run_python):
                  tf.config.threading.get_intra_op_parallelism_threads(),
                  sorted(name for name in keras.saving.get_custom_objects() if not name.startswith("fastreg>")))
         assert before == after
+        from fastreg_kernels.cpu import jit
+        assert jit.timings() == {}
+        from numba.core.dispatcher import Dispatcher
+        import gc
+        ours = [d for d in gc.get_objects() if isinstance(d, Dispatcher) and d.py_func.__module__.startswith("fastreg")]
+        assert len(ours) > 20
+        assert not [d.py_func.__name__ for d in ours if d.signatures], "compiled or loaded"
+        from llvmlite import binding
+        assert binding.address_of_symbol("fastreg_let_go") is None
+        assert "numba.np.ufunc.tbbpool" not in sys.modules  # no threads
         assert fastreg.info()["kernel_calls"] == 0
         assert "fastreg.cli" not in sys.modules
         print("done")

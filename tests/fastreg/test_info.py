@@ -9,7 +9,7 @@ import pytest
 import tensorflow as tf
 
 import fastreg
-from fastreg import _info
+from fastreg import _info, _timings
 
 KEYS = {"versions", "cpu", "cpu_features", "gpus", "threading_layer", "threads", "serial_reason", "bridge", "crossover"}
 KEYS |= {"native_obstacle", "gpu_crossover", "gpu_obstacle", "choices", "kernel_calls", "buffer_bytes", "kernel_cache"}
@@ -69,10 +69,44 @@ def test_buffers_are_reported(gradient, forced):
 
 def test_the_table(capsys):
     fastreg.set_crossover(1_234_567)
-    assert _info.run(argparse.Namespace(cuda_audit=False)) == 0
+    assert _info.run(argparse.Namespace(cuda_audit=False, timings=False)) == 0
     printed = capsys.readouterr().out
     for text in (fastreg.__version__, tf.__version__, "kernel calls", "1,234,567", fastreg.info()["threading_layer"]):
         assert text in printed
+
+
+def test_timings(capsys, monkeypatch):
+    """Of this process, and of new ones: the first with nothing compiled."""
+    cold = _timings.FirstUse(0.25, 12.0, {"fastreg_kernels.cpu.penalty.sums": 7.5})
+    warm, seen = _timings.FirstUse(0.375, 0.0625, {}), []
+    monkeypatch.setattr(_timings.jit, "timings", lambda: {"a.kernel": 1.5, "another.kernel": 2.0})
+    monkeypatch.setattr(
+        _timings, "first_use", lambda **environment: seen.append(environment) or (warm, cold)[bool(environment)]
+    )
+    assert _info.run(argparse.Namespace(cuda_audit=False, timings=True)) == 0
+    rows = [[cell.strip() for cell in line.strip("│ ").split("│")] for line in capsys.readouterr().out.splitlines()]
+    for row in (
+        ["compiling, in this process", "3.500"],
+        ["a.kernel", "1.500"],
+        ["import of fastreg, after TensorFlow and Keras", "0.375"],
+        ["first penalty and gradient, kernels compiled before", "0.062"],
+        ["first penalty and gradient, nothing compiled before", "12.000"],
+        ["fastreg_kernels.cpu.penalty.sums", "7.500"],
+    ):
+        assert row in rows
+    assert [set(environment) for environment in seen] == [{"NUMBA_CACHE_DIR"}, set(), set()]
+
+
+def test_first_uses_are_timed_in_new_processes(tmp_path):
+    cold = _timings.first_use(NUMBA_CACHE_DIR=str(tmp_path))
+    warm = _timings.first_use(NUMBA_CACHE_DIR=str(tmp_path))
+    assert warm.compiled == {}
+    assert {
+        f"fastreg._bridges.native.{name}" for name in ("shapes.scalar", "penalty.gradient.<locals>.compute")
+    } <= set(cold.compiled)
+    assert 0 < sum(cold.compiled.values()) < cold.penalty
+    with pytest.raises(RuntimeError, match="FASTREG_BRIDGE"):
+        _timings.first_use(FASTREG_BRIDGE="wrong")
 
 
 @pytest.fixture

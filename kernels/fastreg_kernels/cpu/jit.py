@@ -54,7 +54,7 @@ class Compiler:
         """Compile a function now, to be called by its address, of C's calling convention. It must not raise."""
 
         def compiled(function: Callable[..., Any]) -> Any:
-            callback = CFunc(
+            callback = _Callback(
                 function, (signature.args, signature.return_type), {}, {"nopython": True, "error_model": "numpy"}
             )
             self._kept(callback).compile()
@@ -74,6 +74,15 @@ class Compiler:
                 config.CACHE_DIR = previous
             _tolerate_full_disk(compiled._cache, self.folder)
         return compiled
+
+
+class _Callback(CFunc):
+    """One whose compiling is an event, as that of other functions is."""
+
+    def _compile_uncached(self) -> Any:
+        details = {"dispatcher": SimpleNamespace(py_func=self._pyfunc)}  # type: ignore[attr-defined]
+        with event.trigger_event("numba:compile", data=details):
+            return super()._compile_uncached()  # type: ignore[misc]
 
 
 def _without_interpreter(compiled: Any) -> Any:
@@ -138,9 +147,7 @@ def _tolerate_full_disk(cache: Any, folder: Path) -> None:
 
 
 class _Timings(event.Listener):  # type: ignore[misc]
-    """Seconds that compiling took in this process, by kernel, and one line on stderr if it is so long that one
-    waits.
-    """
+    """Seconds that compiling took in this process, by kernel; a line on stderr if they are so many that one waits."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
@@ -149,17 +156,24 @@ class _Timings(event.Listener):  # type: ignore[misc]
 
     def on_start(self, event: Any) -> None:
         self._started.append(time.perf_counter())
-        if not self._announced and sum(self.seconds.values()) > _PATIENCE_S:
+        if not _is_ours(event.data["dispatcher"].py_func):
+            return
+        waited = sum(self.seconds.values()) + time.perf_counter() - self._started[0]
+        if not self._announced and waited > _PATIENCE_S:
             self._announced = True
             where = "and keeps them for the next process" if _ROOT is not None else "which no folder can keep"
             print(f"fastreg compiles kernels for the first time here, {where}: a few seconds.", file=sys.stderr)
 
     def on_end(self, event: Any) -> None:
         seconds = time.perf_counter() - self._started.pop()
-        if not self._started:  # what a kernel calls is compiled within it
-            function = event.data["dispatcher"].py_func
+        function = event.data["dispatcher"].py_func
+        if not self._started and _is_ours(function):  # what a kernel calls is compiled within it
             name = f"{function.__module__}.{function.__qualname__}"
             self.seconds[name] = self.seconds.get(name, 0.0) + seconds
+
+
+def _is_ours(function: Callable[..., Any]) -> bool:
+    return function.__module__.startswith("fastreg")
 
 
 def timings() -> dict[str, float]:

@@ -233,3 +233,75 @@ signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))  # no file may grow beyond this
 """
     assert run_in(full + COMPUTE)[2] == "0 1"
+
+
+def test_compiling_is_timed_and_announced_once(start_python, tmp_path):
+    """Of functions that are called by their address too; nothing of what was found compiled, or is the user's own."""
+    for name in ("fastreg_module", "theirs"):
+        (tmp_path / f"{name}.py").write_text("def kernel(x):\n    return x + 1.0\n")
+    code = f"""
+import sys
+import numba
+import numpy as np
+import fastreg_kernels as kernels
+from fastreg_kernels.cpu import jit
+from pathlib import Path
+
+sys.path.insert(0, {str(tmp_path)!r})
+import fastreg_module
+import theirs
+
+jit._PATIENCE_S = 0.0
+numba.njit(theirs.kernel)(1.0)
+assert jit.timings() == {{}}
+print("theirs is compiled", file=sys.stderr)
+kernels.backward(np.ones(3), 0.1, 0.2)
+jit.Compiler(Path(jit.__file__).parent).cfunc(numba.float64(numba.float64))(fastreg_module.kernel)
+print(*sorted(jit.timings()))
+assert all(seconds > 0 for seconds in jit.timings().values())
+"""
+    announced = "fastreg compiles kernels for the first time here, and keeps them for the next process"
+    first, errors = start_python(code, NUMBA_CACHE_DIR=tmp_path / "cache").finish()
+    timed = set(first.split())
+    assert {"fastreg_kernels.cpu.penalty.gradient", "fastreg_module.kernel"} < timed
+    assert all(name.startswith("fastreg") for name in timed)
+    assert announced not in errors.partition("theirs is compiled")[0]
+    assert errors.count(announced) == 1
+    second, errors = start_python(code, NUMBA_CACHE_DIR=tmp_path / "cache").finish()
+    assert second.split() == []
+    assert announced not in errors
+
+
+def test_loops_on_threads_do_not_touch_the_interpreter(run_python, tmp_path):
+    """Numba takes the interpreter's lock to start a loop, and makes a thread state for it; ours do not."""
+    (tmp_path / "module.py").write_text("""
+import numba
+
+def twice(x):
+    for i in numba.prange(x.size):
+        x[i] *= 2.0
+""")
+    code = f"""
+import sys
+import numba
+import numpy as np
+from fastreg_kernels.cpu import jit
+
+sys.path.insert(0, {str(tmp_path)!r})
+from module import twice
+
+def takes_the_lock(compiled):
+    x = np.ones(100)
+    compiled(x)
+    assert (x == 2.0).all()
+    llvm = compiled.inspect_llvm(compiled.signatures[0])
+    assert "numba_parallel_for" in llvm
+    return "PyEval_SaveThread" in llvm
+
+theirs = {{"nogil": False, "parallel": True}}  # which has nothing to let go of around the call
+print(takes_the_lock(numba.njit(**theirs)(twice)))
+jit._FLAGS["nogil"] = False
+print(takes_the_lock(jit.parallel_jit(twice)))
+print(takes_the_lock(numba.njit(**theirs)(twice)))
+"""
+    assert run_python(code).split() == ["True", "False", "True"]
