@@ -140,7 +140,7 @@ def of_shape(case, shape):
     return lambda penalty, x: tf.function(lambda v: case(penalty, v), input_signature=[tf.TensorSpec(shape)])(x)
 
 
-@pytest.mark.parametrize("shape", [[3, 4], [None, 4], [None, None], None], ids=str)
+@pytest.mark.parametrize("shape", [[3, 4], None], ids=str)
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.__name__)
 def test_in_a_graph(bridge, case, shape):
     check_three_steps(case, of_shape(case, shape))
@@ -148,7 +148,7 @@ def test_in_a_graph(bridge, case, shape):
         fast(tf.constant(X))
 
 
-@pytest.mark.parametrize("shape", [[3, 4], [None, 4], [None, None], None], ids=str)
+@pytest.mark.parametrize("shape", [[3, 4], None], ids=str)
 @pytest.mark.parametrize("case", FORWARD, ids=lambda case: case.__name__)
 def test_forward_mode_in_a_graph(bridge, case, shape):
     """A callback has no tangent that could be traced: the result would silently be zero."""
