@@ -85,7 +85,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="compile all CUDA kernels and show registers, occupancy and memory instructions; needs no GPU",
     )
 
-
     parser.add_argument(
         "--timings",
         action="store_true",

@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from fastreg._tables.table import LazyTable, not_converted
-from fastreg.regularizers import REPLACEMENTS, _Penalty
+from fastreg.regularizers import REPLACEMENTS, _Penalty, replaced
 
 
 @keras.saving.register_keras_serializable(package="fastreg")
@@ -222,7 +222,7 @@ def _lazy_penalty(regularizer: Any) -> _Penalty | None:
     if found is None or isinstance(found, _Penalty):
         return found
     if type(found) in REPLACEMENTS:
-        return REPLACEMENTS[type(found)](**found.get_config())
+        return replaced(found)
     raise ValueError(
         "Invalid value for argument embeddings_regularizer: expected fastreg.L1, L2 or L1L2, which can be applied "
         f"lazily. Received: {found!r}. Use keras.layers.Embedding for others."

@@ -42,6 +42,7 @@ def set_bridge(name: str) -> None:
         `"auto"`: the compiled kernels where they can run and are faster, TensorFlow's ops elsewhere. `"native"`: the
         kernels as ops of TensorFlow's wherever they can run. `"py_function"`: the same, by callbacks, which run
         wherever Numba does, and on GPUs. `"tensorflow"`: never the kernels.
+        The tables of `fastreg.Embedding` use native ops with the first two, TensorFlow's with the others.
 
     Raises
     ------

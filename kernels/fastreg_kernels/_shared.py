@@ -41,8 +41,8 @@ def region(name: str, words: int) -> NDArray[np.int64]:
 def mutex(words: NDArray[np.int64]) -> None:
     """Make a mutex of the first `MUTEX_WORDS` words of a region, unlocked, in forked children too."""
     address = words.ctypes.data
-    if address not in _mutexes:
-        _mutexes.append(address)
+    _mutexes.append(address)
+    if not words[:MUTEX_WORDS].any():  # else an earlier import made one, which somebody may hold
         _unlock(address)
 
 

@@ -100,7 +100,8 @@ def forced(request, fresh_state):
 @pytest.fixture
 def without_native_ops(monkeypatch):
     """As where TensorFlow's library does not export what native ops need; `"auto"` then falls back to callbacks."""
-    monkeypatch.setattr(native, "obstacle", lambda: "no native ops in this test")
+    for name in ("obstacle", "penalty_obstacle", "table_obstacle"):
+        monkeypatch.setattr(native, name, lambda *arguments: "no native ops in this test")
 
 
 @pytest.fixture(scope="session")

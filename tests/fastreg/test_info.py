@@ -102,7 +102,7 @@ def test_first_uses_are_timed_in_new_processes(tmp_path):
     warm = _timings.first_use(NUMBA_CACHE_DIR=str(tmp_path))
     assert warm.compiled == {}
     assert {
-        f"fastreg._bridges.native.{name}" for name in ("shapes.scalar", "penalty.gradient.<locals>.compute")
+        f"fastreg._bridges.native.{name}" for name in ("shapes.scalar", "penalty_kernels.gradient.<locals>.compute")
     } <= set(cold.compiled)
     assert 0 < sum(cold.compiled.values()) < cold.penalty
     with pytest.raises(RuntimeError, match="FASTREG_BRIDGE"):

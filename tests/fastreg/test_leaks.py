@@ -159,5 +159,5 @@ def test_native_ops_give_every_handle_back(growth):
 def test_traces_hold_no_weights(growth, scenario):
     """TensorFlow keeps a little of each trace, but nothing of the size of a weight."""
     turns, megabytes, _, calls = growth[scenario]
-    assert calls >= turns
+    assert calls >= turns or scenario == "new tables"  # callbacks serve penalties, not tables
     assert megabytes < turns / 2

@@ -85,7 +85,7 @@ def _recorded(x: tf.Tensor, vector: tf.Tensor, factors: Factors, variant: tf.DTy
         value, ahead, assumed = AHEAD(x, vector, **_attributes(variant, site))
 
     def backward(upstream: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor | None]:
-        slope = GRADIENT(x, vector, upstream, ahead, assumed, **_attributes(variant, site))
+        slope = _slope(x, vector, upstream, ahead, assumed, variant, site)
         return slope, _of_vector(plain.of_factors, vector, x, upstream) if factors.tensors else None
 
     record.record_operation(AHEAD.name, [value], [x, vector], backward)
@@ -109,11 +109,24 @@ def _gradient_of_value_and_gradient(op: Any, upstream: tf.Tensor, *ignored: Any)
 def _gradient(op: Any, upstream: tf.Tensor, ahead: tf.Tensor, assumed: tf.Tensor, variant: tf.DType, site: int) -> Any:
     x, vector = op.inputs
     of_factors = None if _is_unneeded(op, 1) else _of_vector(plain.of_factors, vector, x, upstream)
-    if in_xla():  # though the forward was not
-        return plain.gradient(x, upstream, _of_tensor(vector)), of_factors
+    return _slope(x, vector, upstream, ahead, assumed, variant, site), of_factors
+
+
+def _slope(
+    x: tf.Tensor,
+    vector: tf.Tensor,
+    upstream: tf.Tensor,
+    ahead: tf.Tensor,
+    assumed: tf.Tensor,
+    variant: tf.DType,
+    site: int,
+) -> tf.Tensor:
+    """The gradient with respect to x."""
+    if not tf.executing_eagerly() and in_xla():  # though the forward was not
+        return plain.gradient(x, upstream, _of_tensor(vector))
     GRADIENT.prepare(x.dtype, VARIANTS.index(variant))
     with on_host():
-        return GRADIENT(x, vector, upstream, ahead, assumed, **_attributes(variant, site)), of_factors
+        return GRADIENT(x, vector, upstream, ahead, assumed, **_attributes(variant, site))
 
 
 @GRADIENT.gradient

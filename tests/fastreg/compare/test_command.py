@@ -42,7 +42,7 @@ def test_two_models_that_agree(capsys, csv):
     assert "peak memory in training" in out
     assert "whole step, speed-up:" in out
     assert "the models agree" in out
-    assert "No kernel ran" in out  # tables so small are below the crossover, which is said
+    assert "No kernel ran" not in out  # native ops serve tables of any size
     assert f"fastreg compare --ratings {csv}" in out
 
 

@@ -96,12 +96,12 @@ def test_lookup_rows(name, width, index, looked_up):
 @given(st.lists(st.integers(0, 2**31 - 2), max_size=300), st.sampled_from(["int32", "int64"]))
 def test_ids_that_collide(ids, index):
     """Whatever the ids, as a hash table may put them in one place."""
-    from fastreg_kernels.cpu.rows import _unique
+    from fastreg_kernels.cpu.rows import unique_ids
 
     array = np.array(ids, index)
     slots = np.full(1 << max(4, (2 * len(ids)).bit_length()), -1, np.int32)
     unique, positions = np.empty_like(array), np.empty(len(ids), np.int32)
-    count = _unique(array, slots, unique, positions)
+    count = unique_ids(array, slots, unique, positions)
     assert unique[:count].tolist() == list(dict.fromkeys(ids))
     np.testing.assert_array_equal(unique[positions], array)
 
