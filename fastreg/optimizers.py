@@ -118,7 +118,7 @@ class LazyRegularization(keras.optimizers.LossScaleOptimizer):  # type: ignore[m
         inner = self.inner_optimizer
         if self.initial_scale is not None or inner.clipnorm or inner.clipvalue or inner.global_clipnorm:
             # What is asked of a gradient is asked of the sum for each row; else the update sums by itself.
-            sparse = [(None if g is None else gradients.summed(g), table) for g, table in sparse]
+            sparse = [(None if g is None else gradients.summed(g, table), table) for g, table in sparse]
         if self.initial_scale is None:
             self._apply(dense, sparse, 1.0 / (inner.loss_scale_factor or 1.0), 1.0)
             return

@@ -8,10 +8,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from fastreg._bridges import native as native_bridge
-from fastreg._bridges import support
-from fastreg._bridges.settings import settings
-from fastreg._tables import native, plain
+from fastreg._tables.plain import arithmetic_dtype
+from fastreg._tables.table import LazyTable
 
 
 def sparse(gradient: Any, path: str) -> tf.IndexedSlices:
@@ -28,14 +26,12 @@ def sparse(gradient: Any, path: str) -> tf.IndexedSlices:
             "Received: a dense gradient. A training step that reads the whole table, as tied output weights do, or "
             "that looks rows up in a tf.while_loop, trains all rows: use keras.layers.Embedding for it."
         )
-    return _with_values(gradient, tf.cast(gradient.values, plain.arithmetic_dtype(gradient.values.dtype)))
+    return _with_values(gradient, tf.cast(gradient.values, arithmetic_dtype(gradient.values.dtype)))
 
 
-def summed(gradient: tf.IndexedSlices) -> tf.IndexedSlices:
-    """The same gradient with every row once."""
-    is_native = settings.bridge in ("auto", "native") and native_bridge.obstacle() is None
-    with support.on_host():
-        values, ids = (native if is_native else plain).sum_duplicates(gradient.values, gradient.indices)
+def summed(gradient: tf.IndexedSlices, table: LazyTable) -> tf.IndexedSlices:
+    """The gradient of a table with every row once."""
+    values, ids = table.sum_duplicates(gradient.values, gradient.indices)
     return tf.IndexedSlices(values, ids, gradient.dense_shape)
 
 

@@ -37,7 +37,7 @@ def test_everything_runs_and_is_checked(tmp_path, capsys):
     assert all(row.check in (OK, "inexact", "") for row in rows)
     out = capsys.readouterr().out
     assert "kernel: 130 float32, compared with copy" in out
-    assert "fastreg-forced" in out
+    assert "fastreg-callback" in out
 
 
 @pytest.mark.parametrize("wrong", ["sums", "gradient"])
