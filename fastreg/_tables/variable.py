@@ -126,7 +126,8 @@ class TableVariable(OwnVariable):
     def sum_duplicates(self, values: tf.Tensor, ids: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Sums of the rows of `values` that have the same id, and the ids, each once."""
         with support.on_host():
-            return self._way().sum_duplicates(values, ids)
+            sums: tuple[tf.Tensor, tf.Tensor] = self._way().sum_duplicates(values, ids)
+        return sums
 
     def restart(self) -> None:
         """The rows are true as they are stored, and the sums are not known: after they were written."""
