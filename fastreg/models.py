@@ -152,7 +152,7 @@ def _layers(model: Any) -> Iterator[keras.layers.Layer]:
 
 
 def _lazy_row(table: LazyTable) -> RegularizedValue:
-    reason = "a lazily regularised table"
+    reason = f"a lazily regularised table, by {table.served_by()}"
     return RegularizedValue(
         table.path, "weight", table.penalised_by, math.prod(table.shape), table.dtype, "lazy", reason
     )

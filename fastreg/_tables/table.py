@@ -133,6 +133,10 @@ class LazyTable(keras.Variable):  # type: ignore[misc]
             ids, values = gradient.indices, gradient.values
         self._value.update(ids, values, step, self.factors())
 
+    def served_by(self) -> str:
+        """What its ops are here and now: native ones, or TensorFlow's."""
+        return "native ops" if self._value.is_native() else "TensorFlow's ops"
+
     def sum_duplicates(self, values: tf.Tensor, ids: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Sums of the rows of `values` that have the same id, in the order of the ids, and the ids, each once."""
         return self._value.sum_duplicates(values, ids)

@@ -133,6 +133,10 @@ class TableVariable(OwnVariable):
         """The rows are true as they are stored, and the sums are not known: after they were written."""
         self.stamps.assign(self._initial_stamps())
 
+    def is_native(self) -> bool:
+        """Whether native ops serve it here and now."""
+        return self._way() is native
+
     def _way(self, rule: int | None = None) -> Any:
         """Native ops where they can run, for updates by this rule, else TensorFlow's."""
         if settings.bridge not in ("auto", "native") or (not tf.executing_eagerly() and support.in_xla()):

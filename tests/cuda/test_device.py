@@ -284,6 +284,7 @@ def test_what_is_likely_on_a_gpu(monkeypatch):
     assert support.is_likely_on_gpu(Placed())
     assert not support.is_likely_on_gpu(tf.ones(1))
     for gpus in ([], ["a GPU"]):
+        monkeypatch.setattr(support, "has_gpu", lambda gpus=gpus: bool(gpus))
         monkeypatch.setattr(tf.config, "get_visible_devices", lambda kind, gpus=gpus: gpus)
         assert support.is_likely_on_gpu(Unplaced()) == bool(gpus)
 

@@ -244,19 +244,26 @@ def _prefetch(x, stamps, row, width):
 @jit
 def look_up(first, last, x, stamps, ids, product, total_threshold, out, kind, width):
     """Write the true rows of the ids from `first` to before `last` to `out`; see `lookup_rows`."""
-    tail = width - width % LANES
     for k in range(first, last):
         if k + _AHEAD < last:
             _prefetch(x, stamps, ids[k + _AHEAD], width)
-        row = ids[k]
-        start, target = row * width, k * width
-        scale = kind.dtype.type(product / stamps[row, 0])
-        threshold = kind.dtype.type(product * (total_threshold - stamps[row, 1]))
-        for i in range(0, tail, LANES):
-            store(out, target + i, shrunk(load(x, start + i), scale, threshold))
-        if tail < width:
-            rest = shrunk(load_first(x, start + tail, width - tail), scale, threshold)
-            store_first(out, target + tail, rest, width - tail)
+        true_row(ids[k], x, stamps, product, total_threshold, out, k * width, kind, width)
+
+
+@jit
+def true_row(row, x, stamps, product, total_threshold, out, target, kind, width):
+    """Write the true values of a row to `out`, from its element `target` on; `out` may be the memory of `x`.
+
+    `kind` is any array of the dtype of the arithmetic.
+    """
+    start, tail = row * width, width - width % LANES
+    scale = kind.dtype.type(product / stamps[row, 0])
+    threshold = kind.dtype.type(product * (total_threshold - stamps[row, 1]))
+    for i in range(0, tail, LANES):
+        store(out, target + i, shrunk(load(x, start + i), scale, threshold))
+    if tail < width:
+        rest = shrunk(load_first(x, start + tail, width - tail), scale, threshold)
+        store_first(out, target + tail, rest, width - tail)
 
 
 @parallel_jit

@@ -12,27 +12,17 @@ from numba.extending import overload
 
 from fastreg_kernels.cpu import launch, penalty
 from fastreg_kernels.cpu.jit import jit, parallel_jit
-from fastreg_kernels.cpu.shrink import shrunk
-from fastreg_kernels.cpu.vector import LANES, load, load_first, store, store_first
+from fastreg_kernels.cpu.rows import true_row
 
 
 @jit
 def true_rows(first, last, x, stamps, product, threshold, out, at, kind, width):
     """Write the true values of the rows from `first` to before `last` to `out`, from its element `at` on.
 
-    `out` may be the memory of `x`. For the arguments see `rows.update_rows`; `kind` is any array of the dtype of the
-    arithmetic.
+    For the arguments see `rows.true_row` and `rows.update_rows`.
     """
-    tail = width - width % LANES
     for row in range(first, last):
-        source, target = row * width, at + (row - first) * width
-        a = kind.dtype.type(product / stamps[row, 0])
-        b = kind.dtype.type(product * (threshold - stamps[row, 1]))
-        for i in range(0, tail, LANES):
-            store(out, target + i, shrunk(load(x, source + i), a, b))
-        if tail < width:
-            rest = shrunk(load_first(x, source + tail, width - tail), a, b)
-            store_first(out, target + tail, rest, width - tail)
+        true_row(row, x, stamps, product, threshold, out, at + (row - first) * width, kind, width)
 
 
 @jit
