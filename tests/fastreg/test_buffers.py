@@ -22,7 +22,6 @@ SIZE = 100_000
 
 def fresh_pool():
     """The pool of the process, without what others left there."""
-    gc.collect()
     buffers.clear()
     return buffers
 
