@@ -44,7 +44,8 @@ from fastreg._bridges.state import (
     UNTRACKED,
 )
 
-_MUTEXES = 256
+_MUTEX_BITS = 8
+_MUTEXES = 1 << _MUTEX_BITS
 _mutexes = _shared.region("fastreg_tables", _MUTEXES * _shared.MUTEX_WORDS)
 _mutexes_address = _shared.address("fastreg_tables")
 for _index in range(_MUTEXES):
@@ -55,7 +56,8 @@ _lock, _unlock = _shared.lock, _shared.unlock
 @jit
 def _mutex(data):
     """The mutex of the table whose memory is here. Tables may share one: they then wait for each other, no more."""
-    number = (capi.address(data) >> 6) % np.uintp(_MUTEXES)
+    # Large tables begin at the same place of a page; multiplied, all bits of the address count for the upper ones.
+    number = (capi.address(data) * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(64 - _MUTEX_BITS)
     return capi.pointer(capi.address(_mutexes_address()) + number * np.uintp(8 * _shared.MUTEX_WORDS))
 
 

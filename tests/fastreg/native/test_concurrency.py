@@ -122,6 +122,31 @@ def test_two_ops_of_a_graph_run_at_once():
     assert _threads._cells[_threads.RUNNING] == 0
 
 
+@pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="one core runs one op at a time")
+def test_the_ops_of_two_tables_run_at_once():
+    """Lookups and updates: an op waits for its own table only."""
+    fastreg.set_bridge("native")
+    layers = [fastreg.Embedding(200_000, 64, embeddings_regularizer=fastreg.L1L2(1e-6, 1e-6)) for _ in range(2)]
+    for layer in layers:
+        layer.build()
+    tables = [layer.embeddings for layer in layers]
+    optimizer = fastreg.LazyRegularization("adagrad")
+    optimizer.build(tables)
+    ids = tf.random.uniform([100_000], maxval=200_000, dtype=tf.int32)
+    gradient = tf.IndexedSlices(tf.ones((100_000, 64)), ids, (200_000, 64))
+    lookup = tf.function(lambda: [tf.reduce_sum(layer(ids)[0]) for layer in layers])
+    update = tf.function(lambda: optimizer.apply([gradient, gradient], tables))
+    allowed = fastreg.info()["threads"]
+    fastreg.set_num_threads(1)
+    try:
+        for step in (lookup, update):
+            step()
+            assert any(most_at_once(step) >= 2 for _ in range(10))
+    finally:
+        fastreg.set_num_threads(allowed)
+    assert _threads._cells[_threads.RUNNING] == 0
+
+
 def test_threads_of_python_call_at_once(in_threads):
     """Eager calls let go of the lock as well; each gets its own numbers."""
     fastreg.set_bridge("native")
