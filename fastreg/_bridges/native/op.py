@@ -74,7 +74,9 @@ class Op:
 
     def define(self) -> None:
         """Register the definition, unless an earlier import of this module did."""
-        if op_def_registry.get(self.name) is None:
+        with _lock:  # TensorFlow ends the process over a second definition
+            if op_def_registry.get(self.name) is not None:
+                return
             capi.define(self.name, self.attributes, self.inputs, self.outputs, self.shapes.address, self.stateful)
 
     def prepare(self, *key: Any) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import sys
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -22,6 +23,7 @@ from fastreg._bridges.native.op import VARIANT, VARIANTS
 from fastreg._bridges.native.penalty_kernels import L1, L2
 
 _found: list[str] = []
+_lock = threading.RLock()
 
 
 def obstacle() -> str | None:
@@ -45,7 +47,7 @@ def _probe(test: Callable[..., None]) -> Callable[..., str | None]:
     """
 
     @functools.cache
-    def run(*arguments: Any) -> str | None:
+    def once(*arguments: Any) -> str | None:
         try:
             with tf.init_scope(), counters.not_counted(), tf.device("CPU:0"):
                 test(*arguments)
@@ -54,6 +56,10 @@ def _probe(test: Callable[..., None]) -> Callable[..., str | None]:
             _found.append(reason)
             return reason
         return None
+
+    def run(*arguments: Any) -> str | None:
+        with _lock:  # other threads wait for the first, instead of doing the same
+            return once(*arguments)
 
     return run
 

@@ -80,10 +80,14 @@ def test_what_another_thread_sees_is_true(lazy):
             seen.append(layer(tf.range(rows)).numpy())
             seen.append(layer.embeddings.numpy())
 
+    layer(tf.range(rows)), layer.embeddings.numpy(), step()  # compiled, or found compiled, before threads meet
     thread = threading.Thread(target=watch)
     thread.start()
-    for _ in range(60):
+    for _ in range(59):
+        looks = len(seen)
         step()
+        while len(seen) < looks + 1:  # the other thread sees something of every step or two
+            thread.join(0.0005)
     stop.set()
     thread.join()
     values = {tuple(np.unique(found)) for found in seen}

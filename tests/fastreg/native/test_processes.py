@@ -153,3 +153,30 @@ def test_imported_twice(run_python, kernels_too):
         """
     )
     assert printed == "done\n"
+
+
+def test_first_uses_in_several_threads_at_once(run_python):
+    """Ops are defined once: a second definition would end the process."""
+    printed = run_python(
+        """
+        import threading
+        import fastreg, tensorflow as tf
+        fastreg.set_bridge("native")
+        x, barrier, values = tf.constant([3.0, -2.0]), threading.Barrier(8), []
+
+        def work():
+            barrier.wait()
+            with tf.GradientTape() as tape:
+                tape.watch(x)
+                value = fastreg.L1L2(0.5, 0.25)(x)
+            values.append((float(value), tape.gradient(value, x).numpy().tolist()))
+
+        workers = [threading.Thread(target=work) for _ in range(8)]
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join()
+        print(len(values), len(set(map(str, values))), values[0], fastreg.info()["native_obstacle"])
+        """
+    )
+    assert printed.split() == ["8", "1", "(5.75,", "[2.0,", "-1.5])", "None"]
