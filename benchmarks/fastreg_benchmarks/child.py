@@ -94,7 +94,6 @@ def fit(provider: str, rows: int, dim: int, allowed: int) -> int | None:
         model.fit(ids, np.zeros((96, dim), np.float32), batch_size=32, verbose=0)
 
     train(8)  # libraries and threads are not what is measured
-    fastreg.set_bridge("auto")
     _limit_memory(allowed)
     before = process.reset_peak()
     try:
