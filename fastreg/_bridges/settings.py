@@ -73,7 +73,7 @@ def set_crossover(n: int | None) -> None:
 
 @contextlib.contextmanager
 def using(name: str) -> Iterator[None]:
-    """The same for a `with` block."""
+    """`set_bridge` for a `with` block."""
     previous = get_bridge()
     set_bridge(name)
     try:

@@ -7,7 +7,9 @@ import functools
 from typing import Any
 
 import fastreg_kernels
+import numpy as np
 import tensorflow as tf
+from fastreg_kernels import _arrays
 from tensorflow.python.eager import forwardprop_util, record
 from tensorflow.python.saved_model import save_context
 
@@ -53,6 +55,11 @@ def is_likely_on_gpu(x: tf.Tensor) -> bool:
     if x.device:
         return "GPU" in x.device
     return has_gpu() and bool(tf.config.get_visible_devices("GPU"))
+
+
+def arithmetic_dtype(dtype: Any) -> tf.DType:
+    """The dtype in which elements of this dtype are computed with: as the kernels, float32 for the half types."""
+    return tf.as_dtype(_arrays.arithmetic_dtype(np.dtype(tf.as_dtype(dtype).as_numpy_dtype)))
 
 
 def dtype_obstacle(dtype: Any) -> str | None:

@@ -8,7 +8,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from fastreg._tables.plain import arithmetic_dtype
+from fastreg._bridges.support import arithmetic_dtype
 from fastreg._tables.table import LazyTable
 
 

@@ -11,15 +11,9 @@ from typing import Any
 import tensorflow as tf
 from tensorflow.python.ops.control_flow_v2_func_graphs import CondBranchFuncGraph, WhileBodyFuncGraph
 
-from fastreg._bridges import state
+from fastreg._bridges import state, support
 from fastreg._bridges.custom_gradient import differentiable
 from fastreg._bridges.factors import Factors
-
-
-def arithmetic_dtype(dtype: Any) -> tf.DType:
-    """The dtype in which rows of this dtype are computed with: as the kernels, float32 for the half types."""
-    dtype = tf.as_dtype(dtype)
-    return tf.float32 if dtype.size < 4 else dtype
 
 
 def shrink(rows: tf.Tensor, scale: tf.Tensor, threshold: tf.Tensor) -> tf.Tensor:
@@ -39,7 +33,7 @@ def lookup(variable: Any, ids: tf.Tensor) -> tf.Tensor:
     numbers = tf.reshape(stamps[-state.ROWS :], [-1])
     stored = tf.raw_ops.ResourceGather(resource=variable.handle, indices=ids, dtype=variable.dtype)
     marks = tf.gather(stamps, ids)
-    wide = tf.cast(stored, arithmetic_dtype(variable.dtype))
+    wide = tf.cast(stored, support.arithmetic_dtype(variable.dtype))
     rows = tf.stop_gradient(tf.cast(shrink(wide, *_factors(numbers, marks)), variable.dtype))
     rows.set_shape([None, variable.shape[1]])
     shape, in_branch = variable.shape.as_list(), _in_branch()
@@ -145,7 +139,7 @@ def _factors(numbers: tf.Tensor, marks: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor
 
 def _true(stored: tf.Tensor, stamps: tf.Tensor) -> tf.Tensor:
     numbers = tf.reshape(stamps[-state.ROWS :], [-1])
-    wide = tf.cast(stored, arithmetic_dtype(stored.dtype))
+    wide = tf.cast(stored, support.arithmetic_dtype(stored.dtype))
     return tf.cast(shrink(wide, *_factors(numbers, stamps[: -state.ROWS])), stored.dtype)
 
 

@@ -9,7 +9,7 @@ import keras
 import tensorflow as tf
 from fastreg_kernels.cpu import updates
 
-from fastreg._tables.plain import arithmetic_dtype
+from fastreg._bridges.support import arithmetic_dtype
 from fastreg._tables.table import LazyTable
 from fastreg._tables.variable import OwnVariable
 

@@ -12,7 +12,7 @@ from keras.src.backend.common.stateless_scope import in_stateless_scope
 from fastreg import _validation
 from fastreg._bridges import support
 from fastreg._bridges.factors import Factors
-from fastreg._tables.plain import arithmetic_dtype
+from fastreg._bridges.support import arithmetic_dtype
 from fastreg._tables.variable import TableVariable
 from fastreg.regularizers import _Penalty
 

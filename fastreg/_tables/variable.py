@@ -53,7 +53,8 @@ class OwnVariable(ResourceVariable):  # type: ignore[misc]
         self, value: Any, use_locking: bool | None = None, name: str | None = None, read_value: bool = True
     ) -> Any:
         """As of `tf.Variable`."""
-        return super().assign(_copy(tf.convert_to_tensor(value, self.dtype)), use_locking, name, read_value)
+        result = super().assign(_copy(tf.convert_to_tensor(value, self.dtype)), use_locking, name, read_value)
+        return self if read_value and tf.executing_eagerly() else result
 
 
 class TableVariable(OwnVariable):
@@ -179,7 +180,7 @@ class TableVariable(OwnVariable):
         """As of `tf.Variable`."""
         result = super().assign(value, use_locking, name, read_value)
         self.restart()
-        return self if read_value and tf.executing_eagerly() else result
+        return result
 
     def _restore_from_tensors(self, restored_tensors: Any) -> Any:
         restored = super()._restore_from_tensors(restored_tensors)

@@ -16,7 +16,7 @@ import numpy as np
 import tensorflow as tf
 from fastreg_kernels.cpu import updates
 
-from fastreg._bridges import counters, state
+from fastreg._bridges import counters, state, support
 from fastreg._bridges.factors import Factors
 from fastreg._bridges.native import capi, penalty_ops, table_ops
 from fastreg._bridges.native.op import VARIANT, VARIANTS
@@ -105,7 +105,7 @@ def _update(dtype: tf.DType, rule: int) -> None:
     """
     table_ops.UPDATE.prepare(dtype, tf.int32, rule)
     table, stamps = _table(dtype)
-    arithmetic = tf.float32 if dtype.size < 4 else dtype
+    arithmetic = support.arithmetic_dtype(dtype)
     width = 1 if rule == updates.ROWWISE_ADAGRAD else 2
     slot = table_ops.memory(tf.Variable(tf.ones((2, width), arithmetic), trainable=False))
     table_ops.UPDATE(

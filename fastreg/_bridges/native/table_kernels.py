@@ -67,9 +67,14 @@ def _state_of(stamps):
 
 
 @jit
-def _input_rows(handle):
-    """The size of the first dimension."""
-    return capi.Dim(handle, 0)
+def _open(context, status):
+    """The table that an op begins with: two handles to be given back, rows, width, and the memory of rows and
+    stamps.
+    """
+    table_handle, stamps_handle = handle_of_input(context, 1, status), handle_of_input(context, 3, status)
+    height, width = capi.Dim(table_handle, 0), capi.Dim(table_handle, 1)
+    stamps = carray(capi.TensorData(stamps_handle), (height + ROWS, 2), np.float64)
+    return table_handle, stamps_handle, height, width, capi.TensorData(table_handle), stamps
 
 
 _ID, _EQUALS, _NOT_IN, _END = (messages.literal(text) for text in ("ids[", "] = ", " is not in [0, ", ")"))
@@ -117,12 +122,10 @@ def lookup(dtype: tf.DType, ids_dtype: tf.DType) -> Any:
 
     def compute(kernel, context):
         status = capi.NewStatus()
-        table_handle, stamps_handle = handle_of_input(context, 1, status), handle_of_input(context, 3, status)
+        table_handle, stamps_handle, height, width, data, stamps = _open(context, status)
         ids_handle = handle_of_input(context, 4, status)
-        height, width, count = _input_rows(table_handle), capi.Dim(table_handle, 1), _input_rows(ids_handle)
-        data = capi.TensorData(table_handle)
+        count = capi.Dim(ids_handle, 0)
         x = carray(data, height * width, stored)
-        stamps = carray(capi.TensorData(stamps_handle), (height + ROWS, 2), np.float64)
         ids = carray(capi.TensorData(ids_handle), count, ids_kind)
         if _are_in_range(ids, height, status):
             shape = np.ones(3, np.int64)
@@ -166,16 +169,14 @@ def update(dtype: tf.DType, ids_dtype: tf.DType, rule: int) -> Any:
 
     def compute(kernel, context):
         status = capi.NewStatus()
-        table_handle, stamps_handle = handle_of_input(context, 1, status), handle_of_input(context, 3, status)
+        table_handle, stamps_handle, height, width, data, stamps = _open(context, status)
         first_handle, second_handle = handle_of_input(context, 5, status), handle_of_input(context, 7, status)
         ids_handle, gradient_handle = handle_of_input(context, 8, status), handle_of_input(context, 9, status)
         rate_handle, scale_handle = handle_of_input(context, 10, status), handle_of_input(context, 11, status)
         factors_handle, settings_handle = handle_of_input(context, 12, status), handle_of_input(context, 13, status)
         step_handle = handle_of_input(context, 14, status)
-        height, width, count = _input_rows(table_handle), capi.Dim(table_handle, 1), _input_rows(ids_handle)
-        data = capi.TensorData(table_handle)
+        count = capi.Dim(ids_handle, 0)
         x = carray(data, height * width, stored)
-        stamps = carray(capi.TensorData(stamps_handle), (height + ROWS, 2), np.float64)
         first = carray(capi.TensorData(first_handle), capi.TensorElementCount(first_handle), arithmetic)
         second = carray(capi.TensorData(second_handle), capi.TensorElementCount(second_handle), arithmetic)
         ids = carray(capi.TensorData(ids_handle), count, ids_kind)
@@ -240,10 +241,7 @@ def flush(dtype: tf.DType) -> Any:
 
     def compute(kernel, context):
         status = capi.NewStatus()
-        table_handle, stamps_handle = handle_of_input(context, 1, status), handle_of_input(context, 3, status)
-        height, width = _input_rows(table_handle), capi.Dim(table_handle, 1)
-        data = capi.TensorData(table_handle)
-        stamps = carray(capi.TensorData(stamps_handle), (height + ROWS, 2), np.float64)
+        table_handle, stamps_handle, height, width, data, stamps = _open(context, status)
         _lock(_mutex(data))
         if not _is_fresh(_state_of(stamps)):
             _flush(carray(data, height * width, stored), stamps, np.empty(0, arithmetic), width)
@@ -263,10 +261,8 @@ def weights(dtype: tf.DType) -> Any:
 
     def compute(kernel, context):
         status = capi.NewStatus()
-        table_handle, stamps_handle = handle_of_input(context, 1, status), handle_of_input(context, 3, status)
-        height, width = _input_rows(table_handle), capi.Dim(table_handle, 1)
-        data, count = capi.TensorData(table_handle), height * width
-        stamps = carray(capi.TensorData(stamps_handle), (height + ROWS, 2), np.float64)
+        table_handle, stamps_handle, height, width, data, stamps = _open(context, status)
+        count = height * width
         weights_handle = output(context, 0, number, shape_of(table_handle), count * size, status)
         if not failed(status):
             out, of = carray(capi.TensorData(weights_handle), count, stored), np.empty(0, arithmetic)
@@ -295,11 +291,8 @@ def penalty(dtype: tf.DType) -> Any:
 
     def compute(kernel, context):
         status = capi.NewStatus()
-        table_handle, stamps_handle = handle_of_input(context, 1, status), handle_of_input(context, 3, status)
+        table_handle, stamps_handle, height, width, data, stamps = _open(context, status)
         factors_handle, every_handle = handle_of_input(context, 4, status), handle_of_input(context, 5, status)
-        height, width = _input_rows(table_handle), capi.Dim(table_handle, 1)
-        data = capi.TensorData(table_handle)
-        stamps = carray(capi.TensorData(stamps_handle), (height + ROWS, 2), np.float64)
         factors = carray(capi.TensorData(factors_handle), 2, np.float64)
         every = carray(capi.TensorData(every_handle), 1, np.int64)[0]
         penalty_handle = scalar_output(context, 0, number, size, status)
@@ -339,10 +332,7 @@ def count_zeros(dtype: tf.DType) -> Any:
 
     def compute(kernel, context):
         status = capi.NewStatus()
-        table_handle, stamps_handle = handle_of_input(context, 1, status), handle_of_input(context, 3, status)
-        height, width = _input_rows(table_handle), capi.Dim(table_handle, 1)
-        data = capi.TensorData(table_handle)
-        stamps = carray(capi.TensorData(stamps_handle), (height + ROWS, 2), np.float64)
+        table_handle, stamps_handle, height, width, data, stamps = _open(context, status)
         count_handle = scalar_output(context, 0, number, 8, status)
         if not failed(status):
             of = np.empty(0, arithmetic)
@@ -371,7 +361,7 @@ def sum_duplicates(dtype: tf.DType, ids_dtype: tf.DType) -> Any:
     def compute(kernel, context):
         status = capi.NewStatus()
         values_handle, ids_handle = handle_of_input(context, 0, status), handle_of_input(context, 1, status)
-        count, width = _input_rows(ids_handle), capi.Dim(values_handle, 1)
+        count, width = capi.Dim(ids_handle, 0), capi.Dim(values_handle, 1)
         values = carray(capi.TensorData(values_handle), count * width, stored)
         where, positions = updates.distinct(carray(capi.TensorData(ids_handle), count, ids_kind))
         shape = np.ones(3, np.int64)

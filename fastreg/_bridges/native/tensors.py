@@ -15,7 +15,7 @@ from fastreg._bridges import buffers
 from fastreg._bridges.native import capi
 from fastreg._bridges.native.compiler import callback, jit
 
-FLOAT64, INT32 = (tf.as_dtype(name).as_datatype_enum for name in ("float64", "int32"))
+FLOAT64 = tf.float64.as_datatype_enum
 
 
 class Kind(NamedTuple):
