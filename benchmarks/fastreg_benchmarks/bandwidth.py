@@ -11,11 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from fastreg_kernels import get_num_threads
-from fastreg_kernels._threads import mask
-from fastreg_kernels.cpu.jit import jit, parallel_jit
+from fastreg_kernels.cpu.jit import jit
+from fastreg_kernels.cpu.launch import BLOCK, blocks, run, sharing
 from fastreg_kernels.cpu.vector import LANES, fence, load, store, stream, total, zeros
-from numba import prange
 from numpy.typing import NDArray
 
 from fastreg_benchmarks import timing
@@ -64,25 +62,21 @@ class Probe:
         self.x += 1
         self.out = aligned_empty(self.x.size, "float32")
         self._doubles = self.x.view(np.float64)
-        self._threads = get_num_threads()
 
     def read(self) -> float:
         """Read x: the sum of its pairs of elements, taken as float64."""
-        totals = np.zeros(self._threads)
-        with mask(self._threads):
-            _read(self._threads, self._doubles, totals)
+        totals = np.zeros(blocks(self._doubles.size))
+        run(_read, self._doubles.size, self._doubles, totals)
         return float(totals.sum())
 
     def copy(self) -> NDArray[np.float32]:
         """Write a scaled copy of x past the caches."""
-        with mask(self._threads):
-            _copy(self._threads, self.x, self.out, _FACTOR)
+        run(_copy, self.x.size, self.x, self.out, _FACTOR)
         return self.out
 
     def scale(self) -> NDArray[np.float32]:
         """Scale x in place."""
-        with mask(self._threads):
-            _scale(self._threads, self.x, _FACTOR)
+        run(_scale, self.x.size, self.x, _FACTOR)
         return self.x
 
     def limit(self, what: str) -> Callable[[], Any]:
@@ -94,8 +88,8 @@ def measure(nbytes: int, seconds: float) -> Bandwidth:
     """Time the three probes on arrays of so many bytes."""
     probe = Probe(nbytes)
     runs = [timing.Run(call) for call in (probe.read, probe.copy, probe.scale)]
-    for run in runs:
-        timing.warm_up(run)
+    for timed in runs:
+        timing.warm_up(timed)
     samples = timing.measure(runs, seconds).samples
     read, copy, scale = (float(np.median(values)) for values in samples)
     moved = probe.x.nbytes
@@ -103,34 +97,39 @@ def measure(nbytes: int, seconds: float) -> Bandwidth:
 
 
 @jit
-def _part(thread: int, threads: int, size: int) -> Any:
-    """Where a thread's share begins and ends, in whole vectors."""
-    vectors = size // LANES
-    return thread * vectors // threads * LANES, (thread + 1) * vectors // threads * LANES
+def _read_blocks(first: int, last: int, doubles: Any, totals: Any) -> None:
+    sums = zeros()
+    for i in range(first * BLOCK, min(last * BLOCK, doubles.size), LANES):
+        sums = sums + load(doubles, i)
+    totals[first] = total(sums)
 
 
-@parallel_jit
-def _read(threads: int, doubles: Any, totals: Any) -> None:
-    for t in prange(threads):
-        begin, end = _part(t, threads, doubles.size)
-        sums = zeros()
-        for i in range(begin, end, LANES):
-            sums = sums + load(doubles, i)
-        totals[t] = total(sums)
+@jit
+def _copy_blocks(first: int, last: int, x: Any, out: Any, factor: Any) -> None:
+    for i in range(first * BLOCK, min(last * BLOCK, x.size), LANES):
+        stream(out, i, factor * load(x, i))
+    fence()
 
 
-@parallel_jit
-def _copy(threads: int, x: Any, out: Any, factor: Any) -> None:
-    for t in prange(threads):
-        begin, end = _part(t, threads, x.size)
-        for i in range(begin, end, LANES):
-            stream(out, i, factor * load(x, i))
-        fence()
+@jit
+def _scale_blocks(first: int, last: int, x: Any, factor: Any) -> None:
+    for i in range(first * BLOCK, min(last * BLOCK, x.size), LANES):
+        store(x, i, factor * load(x, i))
 
 
-@parallel_jit
-def _scale(threads: int, x: Any, factor: Any) -> None:
-    for t in prange(threads):
-        begin, end = _part(t, threads, x.size)
-        for i in range(begin, end, LANES):
-            store(x, i, factor * load(x, i))
+_share_read, _share_copy, _share_scale = (sharing(task) for task in (_read_blocks, _copy_blocks, _scale_blocks))
+
+
+@jit
+def _read(doubles: Any, totals: Any) -> None:
+    _share_read(totals.size, doubles.size, (doubles, totals))
+
+
+@jit
+def _copy(x: Any, out: Any, factor: Any) -> None:
+    _share_copy(blocks(x.size), x.size, (x, out, factor))
+
+
+@jit
+def _scale(x: Any, factor: Any) -> None:
+    _share_scale(blocks(x.size), x.size, (x, factor))

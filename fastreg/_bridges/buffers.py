@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 from fastreg_kernels import _shared
-from fastreg_kernels.cpu.jit import jit
+from fastreg_kernels.cpu.jit import inner, jit
 from numba import carray, types
 from numpy.typing import NDArray
 
@@ -101,7 +101,7 @@ def _clear():
     _unlock(_address())
 
 
-@jit
+@inner
 def _take(table, size):
     table[_REQUESTS] += 1
     best, empty = NONE, table[_USED]
@@ -133,7 +133,7 @@ def _take(table, size):
     return best
 
 
-@jit
+@inner
 def _drop(table, slot):
     at = _FIRST + 4 * slot
     _free(table[at + _ADDRESS])

@@ -22,16 +22,17 @@ import os
 import sys
 import threading
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numba
+from llvmlite import binding
 
 from fastreg_kernels import _shared
 
-WORDS, ALLOWED, RUNNING = 2, 0, 1
-"""What compiled code knows of threads: how many a kernel may use, and how many kernels run that may use several."""
+WORDS, ALLOWED, RUNNING, PARALLEL_FOR, GET_NUMBER, SET_NUMBER = 5, 0, 1, 2, 3, 4
+"""What compiled code knows of threads: how many a kernel may use, how many kernels run that may use several, and the
+addresses of three functions of Numba's threading layer: the one that runs loops, and those for the calling thread's own
+number of threads."""
 
 _cells = _shared.region("fastreg_threads", WORDS)
 _lock = threading.Lock()
@@ -86,20 +87,6 @@ def threading_layer() -> str:
     return _layer
 
 
-@contextmanager
-def mask(threads: int) -> Iterator[None]:
-    """Have Numba use this many threads, for the calling thread alone, and put back what was set."""
-    previous = numba.get_num_threads()
-    if previous == threads:
-        yield
-        return
-    numba.set_num_threads(threads)
-    try:
-        yield
-    finally:
-        numba.set_num_threads(previous)
-
-
 def serial_reason() -> str | None:
     """Why kernels run serially although more than one thread was asked for, or None."""
     if _forked_with_threads:
@@ -126,6 +113,9 @@ def _start() -> str:
 
 def _publish() -> None:
     """Tell compiled code."""
+    functions = ((PARALLEL_FOR, "numba_parallel_for"), (GET_NUMBER, "get_num_threads"), (SET_NUMBER, "set_num_threads"))
+    for cell, name in functions:
+        _cells[cell] = binding.address_of_symbol(name)
     _cells[ALLOWED] = get_num_threads()
 
 
@@ -153,7 +143,7 @@ def _after_fork_in_child() -> None:
     global _forked_with_threads, _lock
     _lock = threading.Lock()
     _forked_with_threads = _forked_with_threads or _threads_started()
-    _cells[:] = 1, 0
+    _cells[: RUNNING + 1] = 1, 0
 
 
 if hasattr(os, "register_at_fork"):

@@ -46,7 +46,7 @@ def test_importing_compiles_nothing_and_starts_no_threads(run_python):
 
     modules = [module for name, module in sys.modules.items() if name.startswith("fastreg_kernels.cpu.")]
     kernels = [value for module in modules for value in vars(module).values() if hasattr(value, "signatures")]
-    assert len(kernels) > 10
+    assert len(kernels) >= 9
     print(sum(len(kernel.signatures) for kernel in kernels), threading.active_count())
     try:
         print(numba.threading_layer())

@@ -13,7 +13,6 @@ from fastreg_kernels.cpu.jit import Compiler
 from llvmlite import binding
 
 _compiler = Compiler(Path(fastreg_kernels.__file__).parent, Path(__file__).parent.parent)
-jit = _compiler.jit
 
 
 class Callback:

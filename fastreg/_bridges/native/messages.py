@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
+from fastreg_kernels.cpu.jit import inner
 from numba import types
 
 from fastreg._bridges.native import capi
-from fastreg._bridges.native.compiler import jit
 
 _SIZE = 512
 _gcvt = types.ExternalFunction("gcvt", types.voidptr(types.float64, types.int32, types.voidptr))
@@ -17,13 +17,13 @@ def literal(text: str) -> np.ndarray:
     return np.frombuffer(text.encode(), np.uint8)
 
 
-@jit
+@inner
 def message():
     """An empty message, ended by a zero."""
     return np.zeros(_SIZE, np.uint8)
 
 
-@jit
+@inner
 def add_text(message, text):
     """Append a literal."""
     at = _length(message)
@@ -31,7 +31,7 @@ def add_text(message, text):
         message[at + i] = text[i]
 
 
-@jit
+@inner
 def add_int(message, number):
     """Append a whole number."""
     digits, count, rest = np.empty(24, np.uint8), 0, abs(number)
@@ -45,7 +45,7 @@ def add_int(message, number):
     add_text(message, digits[:count][::-1].copy())
 
 
-@jit
+@inner
 def add_float(message, number):
     """Append a floating number, with six digits."""
     text = np.zeros(40, np.uint8)
@@ -53,7 +53,7 @@ def add_float(message, number):
     add_text(message, text[: _length(text)])
 
 
-@jit
+@inner
 def _length(text):
     at = 0
     while text[at] != 0:
@@ -61,7 +61,7 @@ def _length(text):
     return at
 
 
-@jit
+@inner
 def fail(status, message):
     """Have an op fail with `InvalidArgumentError` and this message when it finishes."""
     capi.SetStatus(status, capi.INVALID_ARGUMENT, capi.memory(message))

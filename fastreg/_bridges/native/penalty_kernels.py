@@ -12,12 +12,13 @@ import numpy as np
 import tensorflow as tf
 from fastreg_kernels import _shared
 from fastreg_kernels.cpu import launch, penalty
+from fastreg_kernels.cpu.jit import inner
 from numba import carray, types
 from numba.extending import overload
 
 from fastreg._bridges import counters
 from fastreg._bridges.native import capi
-from fastreg._bridges.native.compiler import callback, jit
+from fastreg._bridges.native.compiler import callback
 from fastreg._bridges.native.tensors import (
     FLOAT64,
     discard,
@@ -57,19 +58,19 @@ def site(construction):
     return np.uintp(box[0] % SITES)
 
 
-@jit
+@inner
 def _guess_of(site):
     """The upstream gradients of the last two gradients that were not computed ahead."""
     return carray(_guesses_address(), 2 * SITES, np.float64)[2 * site : 2 * site + 2]
 
 
-@jit
+@inner
 def _scale(upstream):
     """The upstream gradient; NaN without a payload, as the kernels expect of coefficients."""
     return upstream if upstream == upstream else np.nan
 
 
-@jit
+@inner
 def weighted(sums, l1, l2):
     """The penalty in float64. A factor of zero skips its term, even where the sum is not finite."""
     value = 0.0
@@ -80,41 +81,14 @@ def weighted(sums, l1, l2):
     return value
 
 
-@jit
-def _sums(x):
-    blocks = launch.blocks(x.size)
-    partials = np.empty((blocks, 2))
-    threads = launch.enter(blocks)
-    if threads == 1:
-        penalty.sums(0, blocks, x, partials)
-    else:
-        penalty.sums_parallel(threads, blocks, x, partials)
-    launch.leave(blocks)
-    return penalty.fold(partials)
-
-
-@jit
+@inner
 def _both(x, out, l1, l2):
-    blocks, streamed = launch.blocks(x.size), launch.is_streamed(out.ctypes.data, out.nbytes)
-    partials = np.empty((blocks, 2))
-    threads = launch.enter(blocks)
-    if threads == 1:
-        penalty.both(0, blocks, x, partials, out, streamed, l1, l2)
-    else:
-        penalty.both_parallel(threads, blocks, x, partials, out, streamed, l1, l2)
-    launch.leave(blocks)
-    return penalty.fold(partials)
+    return penalty.write_gradient_and_sum(x, out, launch.is_streamed(out.ctypes.data, out.nbytes), l1, l2)
 
 
-@jit
+@inner
 def _gradient(x, out, l1, l2):
-    blocks, streamed = launch.blocks(x.size), launch.is_streamed(out.ctypes.data, out.nbytes)
-    threads = launch.enter(blocks)
-    if threads == 1:
-        penalty.gradient(0, blocks, x, out, streamed, l1, l2)
-    else:
-        penalty.gradient_parallel(threads, blocks, x, out, streamed, l1, l2)
-    launch.leave(blocks)
+    penalty.write_gradient(x, out, launch.is_streamed(out.ctypes.data, out.nbytes), l1, l2)
 
 
 L1, L2, L1_L2, ANY = range(4)
@@ -137,7 +111,7 @@ def _both_of_variant(terms, x, out, factors, a, b):
         if factors[1] != 0.0:
             return _both(x, out, None, b)
         out[:] = 0
-        return _sums(x)
+        return penalty.sums_of(x)
 
     return {
         L1: lambda terms, x, out, factors, a, b: _both(x, out, a, None),
@@ -186,7 +160,8 @@ def value(dtype: tf.DType) -> Any:
         if value_handle != 0:
             x = carray(capi.TensorData(x_handle), capi.TensorElementCount(x_handle), stored)
             factors = carray(capi.TensorData(factors_handle), 2, np.float64)
-            put_first(carray(capi.TensorData(value_handle), 1, stored), weighted(_sums(x), factors[0], factors[1]))
+            sums = penalty.sums_of(x)
+            put_first(carray(capi.TensorData(value_handle), 1, stored), weighted(sums, factors[0], factors[1]))
             capi.DeleteTensor(value_handle)
             counters.count_kernel_call()
         capi.DeleteTensor(x_handle)
@@ -234,7 +209,7 @@ def value_and_gradient(dtype: tf.DType, terms: int) -> Any:
                 sums = _both_of(terms, x, out, factors, a, b)
                 assumed[0], assumed[1] = 1.0, upstream
             else:
-                sums = _sums(x)
+                sums = penalty.sums_of(x)
                 assumed[0], assumed[1] = 0.0, 0.0
             put_first(carray(capi.TensorData(value_handle), 1, stored), weighted(sums, factors[0], factors[1]))
             counters.count_kernel_call()

@@ -2,30 +2,31 @@
 
 from __future__ import annotations
 
+from fastreg_kernels.cpu.jit import inner
 from numba import types
 
 from fastreg._bridges.native import capi
-from fastreg._bridges.native.compiler import callback, jit
+from fastreg._bridges.native.compiler import callback
 
 INFER = types.void(types.uintp, types.uintp)
 """Of the context of the inference, and a status."""
 
 
-@jit
+@inner
 def _scalar(context, i, status):
     shape = capi.ScalarShape(context)
     capi.SetShapeOfOutput(context, i, shape, status)
     capi.DeleteShape(shape)
 
 
-@jit
+@inner
 def _vector(context, i, size, status):
     shape = capi.VectorShape(context, size)
     capi.SetShapeOfOutput(context, i, shape, status)
     capi.DeleteShape(shape)
 
 
-@jit
+@inner
 def _like_input(context, i, source, status):
     shape = capi.NewShape()
     capi.ShapeOfInput(context, source, shape, status)

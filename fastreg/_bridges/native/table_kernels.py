@@ -13,12 +13,13 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 from fastreg_kernels import _shared
-from fastreg_kernels.cpu import launch, rows, tables, updates
+from fastreg_kernels.cpu import rows, tables, updates
+from fastreg_kernels.cpu.jit import inner
 from numba import carray
 
 from fastreg._bridges import counters
 from fastreg._bridges.native import capi, messages
-from fastreg._bridges.native.compiler import callback, jit
+from fastreg._bridges.native.compiler import callback
 from fastreg._bridges.native.penalty_kernels import COMPUTE, weighted
 from fastreg._bridges.native.tensors import (
     failed,
@@ -53,7 +54,7 @@ for _index in range(_MUTEXES):
 _lock, _unlock = _shared.lock, _shared.unlock
 
 
-@jit
+@inner
 def _mutex(data):
     """The mutex of the table whose memory is here. Tables may share one: they then wait for each other, no more."""
     # Large tables begin at the same place of a page; multiplied, all bits of the address count for the upper ones.
@@ -61,12 +62,12 @@ def _mutex(data):
     return capi.pointer(capi.address(_mutexes_address()) + number * np.uintp(8 * _shared.MUTEX_WORDS))
 
 
-@jit
+@inner
 def _state_of(stamps):
     return stamps[stamps.shape[0] - ROWS :].reshape(-1)
 
 
-@jit
+@inner
 def _open(context, status):
     """The table that an op begins with: two handles to be given back, rows, width, and the memory of rows and
     stamps.
@@ -80,7 +81,7 @@ def _open(context, status):
 _ID, _EQUALS, _NOT_IN, _END = (messages.literal(text) for text in ("ids[", "] = ", " is not in [0, ", ")"))
 
 
-@jit
+@inner
 def _are_in_range(ids, count, status):
     for i in range(ids.size):
         if not 0 <= ids[i] < count:
@@ -97,7 +98,7 @@ def _are_in_range(ids, count, status):
     return True
 
 
-@jit
+@inner
 def _flush(x, stamps, kind, width):
     """Write the true weights of all rows. The sums count as old: a run that goes on after saving then has the losses of
     one that loads, to the last bit.
@@ -110,7 +111,7 @@ def _flush(x, stamps, kind, width):
     state[PRODUCT], state[TOTAL], state[AGE] = FRESH[0], FRESH[1], OLD
 
 
-@jit
+@inner
 def _is_fresh(state):
     return state[PRODUCT] == FRESH[0] and state[TOTAL] == FRESH[1]
 
@@ -133,15 +134,9 @@ def lookup(dtype: tf.DType, ids_dtype: tf.DType) -> Any:
             rows_handle = output(context, 0, number, shape, count * width * size, status)
             if not failed(status):
                 out = carray(capi.TensorData(rows_handle), count * width, stored)
-                blocks, of = launch.blocks(out.size), np.empty(0, arithmetic)
-                state = _state_of(stamps)
+                of, state = np.empty(0, arithmetic), _state_of(stamps)
                 _lock(_mutex(data))
-                threads = launch.enter(blocks)
-                if threads == 1:
-                    rows.look_up(0, count, x, stamps, ids, state[PRODUCT], state[TOTAL], out, of, width)
-                else:
-                    rows.look_up_parallel(threads, count, x, stamps, ids, state[PRODUCT], state[TOTAL], out, of, width)
-                launch.leave(blocks)
+                rows.look_up(x, stamps, ids, state[PRODUCT], state[TOTAL], out, of, width)
                 _unlock(_mutex(data))
                 capi.DeleteTensor(rows_handle)
                 counters.count_kernel_call()
@@ -203,9 +198,8 @@ def update(dtype: tf.DType, ids_dtype: tf.DType, rule: int) -> Any:
             state = _state_of(stamps)
             product = state[PRODUCT] * shrink
             total = state[TOTAL] + rate * factors[0] / product
-            updates.apply(
-                x, stamps, where, sums, product, total, rule, (first, second), rate, settings, step, changes, width
-            )
+            of_rule = ((first, second), rate, settings, step)
+            updates.apply(rule, x, stamps, where, sums, product, total, of_rule, changes, width)
             state[PRODUCT], state[TOTAL] = product, total
             if tracked:  # no weight is clipped then, and sum(w²) follows from the rows touched
                 state[SUM_ABS] = UNTRACKED

@@ -7,13 +7,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 from fastreg_kernels import _arrays, _shared
+from fastreg_kernels.cpu.jit import inner
 from fastreg_kernels.cpu.vector import as_if_of, in_order, load, load_first, store, store_first
 from numba import types
 from numba.extending import overload
 
 from fastreg._bridges import buffers
 from fastreg._bridges.native import capi
-from fastreg._bridges.native.compiler import callback, jit
+from fastreg._bridges.native.compiler import callback
 
 FLOAT64 = tf.float64.as_datatype_enum
 
@@ -34,7 +35,7 @@ def kind(dtype: tf.DType) -> Kind:
     return Kind(_arrays.storage(numpy).type, _arrays.arithmetic_dtype(numpy).type, dtype.as_datatype_enum)
 
 
-@jit
+@inner
 def handle_of_input(context, i, status):
     """The i-th input, to be given back with `DeleteTensor`."""
     box = np.zeros(1, np.uintp)
@@ -42,7 +43,7 @@ def handle_of_input(context, i, status):
     return box[0]
 
 
-@jit
+@inner
 def shape_of(tensor):
     """The shape of a tensor, with one element more, so that a scalar's has an address too."""
     rank = capi.NumDims(tensor)
@@ -55,7 +56,7 @@ def shape_of(tensor):
 _wrong_count = capi.text("an input of this op has another number of elements than the op expects")
 
 
-@jit
+@inner
 def expect(tensor, count, status):
     """Whether an input has so many elements; if not, the status says so. Nothing else may be called with that then."""
     if capi.TensorElementCount(tensor) == count:
@@ -78,7 +79,7 @@ def publish() -> None:
     _let_go.publish("fastreg_let_go")
 
 
-@jit
+@inner
 def output(context, i, number, shape, size, status):
     """Memory for the i-th output, of `size` bytes: from the pool if it is large. Give back with `DeleteTensor`.
 
@@ -95,26 +96,26 @@ def output(context, i, number, shape, size, status):
     return capi.AllocateOutput(context, i, number, capi.memory(shape), rank, size, status)
 
 
-@jit
+@inner
 def scalar_output(context, i, number, size, status):
     """Memory for a scalar as the i-th output; zero if there is none."""
     return capi.AllocateOutput(context, i, number, capi.memory(np.ones(1, np.int64)), 0, size, status)
 
 
-@jit
+@inner
 def discard(tensor):
     """Give a tensor back, if there is one."""
     if tensor != 0:
         capi.DeleteTensor(tensor)
 
 
-@jit
+@inner
 def failed(status):
     """Whether a call with this status failed."""
     return capi.GetCode(status) != 0
 
 
-@jit
+@inner
 def finish(context, status):
     """Report what failed, if anything, and give the status back."""
     if capi.GetCode(status) != 0:
@@ -162,7 +163,7 @@ def _put_first(array, number):
     return of_half
 
 
-@jit
+@inner
 def _to_odd(number):
     """To float32, so that rounding that to nearest in a half type is as rounding the number itself.
 

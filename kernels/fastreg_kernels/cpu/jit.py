@@ -18,13 +18,17 @@ from typing import Any
 import numba
 from numba.core import config, event
 from numba.core.ccallback import CFunc
-from numba.core.compiler_lock import global_compiler_lock
 from numba.core.registry import cpu_target
-from numba.np.ufunc import parallel
+from numba.extending import register_jitable
 
 _FLAGS = {"nogil": True, "error_model": "numpy"}
 """`nogil`: other Python threads run while a kernel does. No `fastmath`: it would let the compiler reorder sums and
 contract products, so that results would depend on the processor."""
+
+
+inner = register_jitable(**_FLAGS, no_cfunc_wrapper=True)
+"""Decorate a function that compiled code calls: it is compiled and kept together with that. Called from Python, it runs
+as Python."""
 
 
 class Compiler:
@@ -43,12 +47,8 @@ class Compiler:
         """Where compiled code is kept, or None where no folder is writable and every process compiles anew."""
 
     def jit(self, function: Callable[..., Any]) -> Any:
-        """Compile a function that runs on the calling thread."""
+        """Compile a function that Python calls."""
         return self._kept(numba.njit(**_FLAGS)(function))
-
-    def parallel_jit(self, function: Callable[..., Any]) -> Any:
-        """Compile a function whose `prange` loops run on Numba's threads, which takes no lock of Python's."""
-        return _without_interpreter(self._kept(numba.njit(**_FLAGS, parallel=True)(function)))
 
     def cfunc(self, signature: Any) -> Callable[[Callable[..., Any]], Any]:
         """Compile a function now, to be called by its address, of C's calling convention. It must not raise."""
@@ -83,43 +83,6 @@ class _Callback(CFunc):
         details = {"dispatcher": SimpleNamespace(py_func=self._pyfunc)}  # type: ignore[attr-defined]
         with event.trigger_event("numba:compile", data=details):
             return super()._compile_uncached()  # type: ignore[misc]
-
-
-def _without_interpreter(compiled: Any) -> Any:
-    """Have a function start its loops without the interpreter's lock.
-
-    Numba takes the lock before it hands a loop to its threads, for callers that may or may not have it, and lets it go
-    at once. Whoever calls our kernels does not have it (`nogil`, or no interpreter at all), and would wait for it in
-    vain while another thread computes in Python.
-    """
-    compile_for = compiled.compile
-
-    def compile(signature: Any) -> Any:  # noqa: A001 - it takes the place of the dispatcher's method
-        with global_compiler_lock:  # nobody else compiles meanwhile
-            build = parallel.build_gufunc_kernel
-            parallel.build_gufunc_kernel = lambda library, context, *rest: build(library, _NoPython(context), *rest)
-            try:
-                return compile_for(signature)
-            finally:
-                parallel.build_gufunc_kernel = build
-
-    compiled.compile = compile
-    return compiled
-
-
-class _NoPython:
-    """A target context of Numba's that has nothing to do with the interpreter's lock."""
-
-    def __init__(self, context: Any) -> None:
-        self._context = context
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._context, name)
-
-    def get_python_api(self, builder: Any) -> Any:
-        """In the place of Numba's interface to the interpreter: what would take the lock and let it go."""
-        nothing = lambda *state: None  # noqa: ARG005, E731
-        return SimpleNamespace(gil_ensure=nothing, save_thread=nothing, restore_thread=nothing, gil_release=nothing)
 
 
 def load_numba() -> None:
@@ -219,7 +182,7 @@ _timings = _Timings()
 event.register("numba:compile", _timings)
 
 _compiler = Compiler(Path(__file__).parent.parent)
-jit, parallel_jit = _compiler.jit, _compiler.parallel_jit
+jit = _compiler.jit
 
 
 def cache_folder() -> Path | None:

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from fastreg_kernels import _arrays, _shared, _threads
 from fastreg_kernels._shared import atomic_add
-from fastreg_kernels.cpu.jit import jit
+from fastreg_kernels.cpu._spread import spreading
+from fastreg_kernels.cpu.jit import inner
 from fastreg_kernels.cpu.vector import STREAM_ALIGNMENT, store, stream
 
 BLOCK = 16384
@@ -30,49 +31,47 @@ STREAM_MIN_BYTES = 8 << 20
 _threads_address = _shared.address("fastreg_threads")
 
 
-def launch(serial: Any, parallel: Any, size: int, *arguments: Any) -> None:
-    """Run a kernel over all blocks: on this thread where there is little to do, else on as many as are allowed."""
-    count = blocks(size)
-    threads = 1 if count < PARALLEL_MIN_BLOCKS else min(_threads.get_num_threads(), count)
-    if threads == 1:
-        serial(0, count, *arguments)
-    else:
-        with _threads.mask(threads):
-            parallel(threads, count, *arguments)
+def run(kernel: Any, size: int, *arguments: Any) -> Any:
+    """Call a compiled kernel that shares work on `size` elements out, from Python."""
+    if size >= PARALLEL_MIN_BLOCKS * BLOCK:
+        _threads.threading_layer()  # starts the threads, which compiled code cannot
+    return kernel(*arguments)
 
 
-@jit
-def enter(blocks):
-    """How many threads compiled code may use for so many blocks; to be followed by `leave`.
+def sharing(task: Any) -> Any:
+    """A compiled function `share(pieces, size, arguments)` that calls `task(first, last, *arguments)`, a compiled
+    function without result, for so many pieces of work.
 
-    Kernels that run at the same time, called by several threads, share what is allowed.
+    On this thread if the work, on arrays of `size` elements in all, is little, else in equal parts on as many threads
+    as are allowed. Calls at the same time, on several threads, share what is allowed.
     """
-    if blocks < PARALLEL_MIN_BLOCKS:
-        return 1
-    cells = carray(_threads_address(), _threads.WORDS, np.int64)
-    running = atomic_add(cells, _threads.RUNNING, 1)
-    return max(1, min(blocks, cells[_threads.ALLOWED] // (running + 1)))
+    on_threads = spreading(task)
+
+    @inner
+    def share(pieces, size, arguments):
+        if size < PARALLEL_MIN_BLOCKS * BLOCK or pieces < 2:
+            task(0, pieces, *arguments)
+            return
+        cells = carray(_threads_address(), _threads.WORDS, np.int64)
+        running = atomic_add(cells, _threads.RUNNING, 1)
+        failed = on_threads(max(1, min(pieces, cells[_threads.ALLOWED] // (running + 1))), pieces, cells, arguments)
+        atomic_add(cells, _threads.RUNNING, -1)
+        if failed:
+            raise MemoryError("no memory for what a kernel needs on each thread")
+
+    return share
 
 
-@jit
-def leave(blocks):
-    """The work on so many blocks is done, for which `enter` allowed threads."""
-    if blocks >= PARALLEL_MIN_BLOCKS:
-        atomic_add(carray(_threads_address(), _threads.WORDS, np.int64), _threads.RUNNING, -1)
-
-
-@jit
+@inner
 def blocks(size):
     """How many blocks an array of `size` elements has."""
     return -(-size // BLOCK)
 
 
-def _is_streamed(address: int, size: int) -> bool:
+@inner
+def is_streamed(address, size):
     """Whether a result of `size` bytes at this address, which is not its input, is written past the caches."""
     return size >= STREAM_MIN_BYTES and address % STREAM_ALIGNMENT == 0
-
-
-is_streamed = jit(_is_streamed)
 
 
 def written(result: NDArray[Any], x: NDArray[Any]) -> tuple[NDArray[Any], bool]:
@@ -80,10 +79,10 @@ def written(result: NDArray[Any], x: NDArray[Any]) -> tuple[NDArray[Any], bool]:
     flat = _arrays.stored(result.reshape(-1, order="A"))
     address = _arrays.address(flat)
     in_place = address == _arrays.address(x)  # then each line is in the cache already
-    return flat, not in_place and _is_streamed(address, flat.nbytes)
+    return flat, not in_place and is_streamed(address, flat.nbytes)
 
 
-@jit
+@inner
 def put(out, i, v, streamed):
     """Store a vector, past the caches unless `streamed` is None: a kernel is compiled for either."""
     if streamed is None:

@@ -10,13 +10,13 @@ import math
 from typing import Any
 
 import numpy as np
-from numba import prange, types
+from numba import types
 from numba.extending import overload
 from numpy.typing import NDArray
 
 from fastreg_kernels import _arrays
-from fastreg_kernels.cpu.jit import jit, parallel_jit
-from fastreg_kernels.cpu.launch import BLOCK, blocks, launch, put, written
+from fastreg_kernels.cpu.jit import inner, jit
+from fastreg_kernels.cpu.launch import BLOCK, blocks, put, run, sharing, written
 from fastreg_kernels.cpu.vector import (
     LANES,
     add,
@@ -53,9 +53,8 @@ def forward(x: NDArray[Any]) -> NDArray[np.float64]:
         If `x` is not contiguous.
     """
     flat = _arrays.flat_input(x)
-    partials = _partials(flat)
-    launch(sums, sums_parallel, flat.size, flat, partials)
-    return fold(partials)
+    result: NDArray[np.float64] = run(sums_of, flat.size, flat)
+    return result
 
 
 def backward(
@@ -93,7 +92,7 @@ def backward(
     if terms == (None, None):
         result.fill(0)
     else:
-        launch(gradient, gradient_parallel, flat.size, flat, *written(result, x), *terms)
+        run(write_gradient, flat.size, flat, *written(result, x), *terms)
     return result
 
 
@@ -113,13 +112,7 @@ def forward_backward(
         values = forward(x)  # before the gradient, which may be x itself, is filled
         result.fill(0)
         return values, result
-    partials = _partials(flat)
-    launch(both, both_parallel, flat.size, flat, partials, *written(result, x), *terms)
-    return fold(partials), result
-
-
-def _partials(flat: NDArray[Any]) -> NDArray[np.float64]:
-    return np.empty((blocks(flat.size), 2))
+    return run(write_gradient_and_sum, flat.size, flat, *written(result, x), *terms), result
 
 
 def _terms(x: NDArray[Any], l1: float, l2: float, upstream: Any) -> tuple[Any, Any]:
@@ -136,7 +129,7 @@ def _terms(x: NDArray[Any], l1: float, l2: float, upstream: Any) -> tuple[Any, A
         return None if l1 == 0.0 else dtype.type(scale * l1), None if l2 == 0.0 else dtype.type(scale * 2.0 * l2)
 
 
-@jit
+@inner
 def _accumulate(v, sum_abs, sum_sq):
     magnitude = abs(v)
     return add(sum_abs, magnitude), add_squares(sum_sq, magnitude)
@@ -156,7 +149,7 @@ def _derivative_of_terms(v, l1, l2):
     return lambda v, l1, l2: signed(l1, v) + l2 * v
 
 
-@jit
+@inner
 def _block(block, size):
     """Where a block starts, where its last whole vector ends, and where it stops."""
     start = block * BLOCK
@@ -164,7 +157,7 @@ def _block(block, size):
     return start, stop - (stop - start) % LANES, stop
 
 
-@jit
+@inner
 def sums(first, last, x, partials):
     """Both sums of each block from `first` to before `last`."""
     for block in range(first, last):
@@ -178,8 +171,11 @@ def sums(first, last, x, partials):
         partials[block, 1] = total(sum_sq)
 
 
-@jit
-def _gradient(first, last, x, out, streamed, l1, l2):
+_share_sums = sharing(sums)
+
+
+@inner
+def _gradient_past_or_through(first, last, x, out, streamed, l1, l2):
     for block in range(first, last):
         start, tail, stop = _block(block, x.size)
         for i in range(start, tail, LANES):
@@ -191,17 +187,20 @@ def _gradient(first, last, x, out, streamed, l1, l2):
         fence()
 
 
-@jit
-def gradient(first, last, x, out, streamed, l1, l2):
-    """The gradient of the blocks from `first` to before `last`; a coefficient of None skips its term."""
+@inner
+def _gradient(first, last, x, out, streamed, l1, l2):
+    """The gradient of the blocks from `first` to before `last`."""
     if streamed:
-        _gradient(first, last, x, out, True, l1, l2)
+        _gradient_past_or_through(first, last, x, out, True, l1, l2)
     else:
-        _gradient(first, last, x, out, None, l1, l2)
+        _gradient_past_or_through(first, last, x, out, None, l1, l2)
 
 
-@jit
-def _both(first, last, x, partials, out, streamed, l1, l2):
+_share_gradient = sharing(_gradient)
+
+
+@inner
+def _both_past_or_through(first, last, x, partials, out, streamed, l1, l2):
     for block in range(first, last):
         start, tail, stop = _block(block, x.size)
         sum_abs, sum_sq = zeros(), zeros()
@@ -219,41 +218,45 @@ def _both(first, last, x, partials, out, streamed, l1, l2):
         fence()
 
 
-@jit
-def both(first, last, x, partials, out, streamed, l1, l2):
-    """`sums` and `gradient` in one read of x."""
+@inner
+def _both(first, last, x, partials, out, streamed, l1, l2):
+    """`sums` and the gradient in one read of x."""
     if streamed:
-        _both(first, last, x, partials, out, True, l1, l2)
+        _both_past_or_through(first, last, x, partials, out, True, l1, l2)
     else:
-        _both(first, last, x, partials, out, None, l1, l2)
+        _both_past_or_through(first, last, x, partials, out, None, l1, l2)
 
 
-@parallel_jit
-def sums_parallel(threads, blocks, x, partials):
-    """`sums` of all blocks, shared out to threads."""
-    for t in prange(threads):
-        sums(t * blocks // threads, (t + 1) * blocks // threads, x, partials)
+_share_both = sharing(_both)
 
 
-@parallel_jit
-def gradient_parallel(threads, blocks, x, out, streamed, l1, l2):
-    """`gradient` of all blocks, shared out to threads."""
-    for t in prange(threads):
-        gradient(t * blocks // threads, (t + 1) * blocks // threads, x, out, streamed, l1, l2)
-
-
-@parallel_jit
-def both_parallel(threads, blocks, x, partials, out, streamed, l1, l2):
-    """`both` of all blocks, shared out to threads."""
-    for t in prange(threads):
-        both(t * blocks // threads, (t + 1) * blocks // threads, x, partials, out, streamed, l1, l2)
-
-
-@jit
-def fold(partials):
+@inner
+def _folded(partials):
     """Add the partials up, in block order."""
     result = np.zeros(2)
     for block in range(partials.shape[0]):
         result[0] += partials[block, 0]
         result[1] += partials[block, 1]
     return result
+
+
+@jit
+def sums_of(x):
+    """Both sums of x."""
+    partials = np.empty((blocks(x.size), 2))
+    _share_sums(blocks(x.size), x.size, (x, partials))
+    return _folded(partials)
+
+
+@jit
+def write_gradient(x, out, streamed, l1, l2):
+    """Write the gradient of x, past the caches if `streamed`; a coefficient of None skips its term."""
+    _share_gradient(blocks(x.size), x.size, (x, out, streamed, l1, l2))
+
+
+@jit
+def write_gradient_and_sum(x, out, streamed, l1, l2):
+    """Both sums and the gradient, in one read of x."""
+    partials = np.empty((blocks(x.size), 2))
+    _share_both(blocks(x.size), x.size, (x, partials, out, streamed, l1, l2))
+    return _folded(partials)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import prange
 from numpy.typing import NDArray
 
-from fastreg_kernels import _arrays, _threads
-from fastreg_kernels.cpu.jit import jit, parallel_jit
+from fastreg_kernels import _arrays
+from fastreg_kernels.cpu.jit import inner, jit
+from fastreg_kernels.cpu.launch import run, sharing
 from fastreg_kernels.cpu.shrink import shrunk
 from fastreg_kernels.cpu.vector import (
     LANES,
@@ -24,9 +24,6 @@ from fastreg_kernels.cpu.vector import (
     widen,
     zeros,
 )
-
-PARALLEL_MIN_ELEMENTS = 1 << 16
-"""With fewer elements than this, waking the threads costs more than they save."""
 
 _LINE_BYTES = 64
 _AHEAD = 8
@@ -66,12 +63,7 @@ def lookup_rows(
     _expect(out, "out", (len(ids), width), x.dtype)
     kind = np.empty(0, _arrays.arithmetic_dtype(x.dtype))  # tells the kernel the dtype of the arithmetic
     arguments = (flat, stamps, where, float(product), float(total), _arrays.stored(out.reshape(-1)), kind, width)
-    threads = min(_threads_for(out.size), len(ids))
-    if threads <= 1:
-        look_up(0, len(ids), *arguments)
-    else:
-        with _threads.mask(threads):
-            look_up_parallel(threads, len(ids), *arguments)
+    run(look_up, out.size, *arguments)
     slots = np.full(1 << max(4, (2 * len(ids)).bit_length()), -1, np.int32)
     unique, positions = np.empty_like(where), np.empty(len(ids), np.int32)
     return unique[: unique_ids(where, slots, unique, positions)], positions
@@ -110,14 +102,7 @@ def sum_rows(
     _expect(result, "out", (count, width), dtype)
     where = _indices(positions, "positions", len(values), count)
     result.fill(0)
-    blocks = -(-width // LANES)
-    # Threads share the columns, not the rows: each position is then one thread's, however uneven positions are.
-    threads = min(_threads_for(flat.size), blocks)
-    if threads == 1:
-        sum_duplicates(0, blocks, flat, where, result.reshape(-1), width)
-    else:
-        with _threads.mask(threads):
-            sum_duplicates_parallel(threads, blocks, flat, where, result.reshape(-1), width)
+    run(_sum_duplicates, flat.size, flat, where, result.reshape(-1), width)
     return result
 
 
@@ -172,12 +157,7 @@ def update_rows(
     where = _indices(rows, "rows", len(rows), len(x))
     changes = np.empty(len(rows)) if sums else None
     arguments = (_arrays.stored(x.reshape(-1)), stamps, where, float(product), float(total), flat_step, changes, width)
-    threads = min(_threads_for(flat_step.size), len(rows))
-    if threads <= 1:
-        update(0, len(rows), *arguments)
-    else:
-        with _threads.mask(threads):
-            update_parallel(threads, len(rows), *arguments)
+    run(_update_all, flat_step.size, *arguments)
     return 0.0 if changes is None else float(changes.sum())
 
 
@@ -213,10 +193,6 @@ def _indices(indices: Any, name: str, size: int, count: int) -> NDArray[Any]:
     return view
 
 
-def _threads_for(elements: int) -> int:
-    return 1 if elements < PARALLEL_MIN_ELEMENTS else _threads.get_num_threads()
-
-
 @jit
 def unique_ids(ids, slots, unique, positions):
     """Number of distinct ids, by a hash table with linear probing that is at most half full."""
@@ -233,7 +209,7 @@ def unique_ids(ids, slots, unique, positions):
     return count
 
 
-@jit
+@inner
 def _prefetch(x, stamps, row, width):
     """Rows lie all over the memory, where the processor does not see them coming."""
     prefetch(stamps, 2 * row)
@@ -242,15 +218,23 @@ def _prefetch(x, stamps, row, width):
 
 
 @jit
-def look_up(first, last, x, stamps, ids, product, total_threshold, out, kind, width):
-    """Write the true rows of the ids from `first` to before `last` to `out`; see `lookup_rows`."""
+def look_up(x, stamps, ids, product, total_threshold, out, kind, width):
+    """Write the true rows of the ids to `out`; see `lookup_rows`."""
+    _share_look_up(ids.size, out.size, (x, stamps, ids, product, total_threshold, out, kind, width))
+
+
+@inner
+def _look_up(first, last, x, stamps, ids, product, total_threshold, out, kind, width):
     for k in range(first, last):
         if k + _AHEAD < last:
             _prefetch(x, stamps, ids[k + _AHEAD], width)
         true_row(ids[k], x, stamps, product, total_threshold, out, k * width, kind, width)
 
 
-@jit
+_share_look_up = sharing(_look_up)
+
+
+@inner
 def true_row(row, x, stamps, product, total_threshold, out, target, kind, width):
     """Write the true values of a row to `out`, from its element `target` on; `out` may be the memory of `x`.
 
@@ -266,16 +250,14 @@ def true_row(row, x, stamps, product, total_threshold, out, target, kind, width)
         store_first(out, target + tail, rest, width - tail)
 
 
-@parallel_jit
-def look_up_parallel(threads, count, x, stamps, ids, product, total_threshold, out, kind, width):
-    """`look_up` of all ids, shared out to threads."""
-    for t in prange(threads):
-        first, last = t * count // threads, (t + 1) * count // threads
-        look_up(first, last, x, stamps, ids, product, total_threshold, out, kind, width)
-
-
 @jit
-def sum_duplicates(first, last, values, positions, out, width):
+def _sum_duplicates(values, positions, out, width):
+    # Threads share the columns, not the rows: each position is then one thread's, however uneven positions are.
+    _share_sum_columns(-(-width // LANES), values.size, (values, positions, out, width))
+
+
+@inner
+def _sum_columns(first, last, values, positions, out, width):
     """Add up the values of each position, of the blocks of columns from `first` to before `last`."""
     for i in range(positions.size):
         source, target = i * width, positions[i] * width
@@ -290,14 +272,10 @@ def sum_duplicates(first, last, values, positions, out, width):
                 store_first(out, target + column, load_first(out, target + column, count) + added, count)
 
 
-@parallel_jit
-def sum_duplicates_parallel(threads, blocks, values, positions, out, width):
-    """`sum_duplicates` of all columns, shared out to threads."""
-    for t in prange(threads):
-        sum_duplicates(t * blocks // threads, (t + 1) * blocks // threads, values, positions, out, width)
+_share_sum_columns = sharing(_sum_columns)
 
 
-@jit
+@inner
 def _change(old, new, scale, threshold):
     before, after = widen(old), widen(new)
     before = scale * before if threshold == 0.0 else shrunk(before, scale, threshold)
@@ -305,6 +283,11 @@ def _change(old, new, scale, threshold):
 
 
 @jit
+def _update_all(x, stamps, rows, product, total_threshold, step, changes, width):
+    _share_update(rows.size, step.size, (x, stamps, rows, product, total_threshold, step, changes, width))
+
+
+@inner
 def update(first, last, x, stamps, rows, product, total_threshold, step, changes, width):
     """Shrink, step and stamp the rows from `first` to before `last`; see `update_rows`. `changes` may be None."""
     tail = width - width % LANES
@@ -333,9 +316,4 @@ def update(first, last, x, stamps, rows, product, total_threshold, step, changes
             changes[k] = total(change)
 
 
-@parallel_jit
-def update_parallel(threads, count, x, stamps, rows, product, total_threshold, step, changes, width):
-    """`update` of all rows, shared out to threads."""
-    for t in prange(threads):
-        first, last = t * count // threads, (t + 1) * count // threads
-        update(first, last, x, stamps, rows, product, total_threshold, step, changes, width)
+_share_update = sharing(update)

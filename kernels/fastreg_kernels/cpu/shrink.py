@@ -5,12 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import prange
 from numpy.typing import NDArray
 
 from fastreg_kernels import _arrays
-from fastreg_kernels.cpu.jit import jit, parallel_jit
-from fastreg_kernels.cpu.launch import BLOCK, launch, put, written
+from fastreg_kernels.cpu.jit import inner, jit
+from fastreg_kernels.cpu.launch import BLOCK, blocks, put, run, sharing, written
 from fastreg_kernels.cpu.vector import (
     LANES,
     fence,
@@ -52,35 +51,35 @@ def shrink(x: NDArray[Any], scale: Any, threshold: Any, out: NDArray[Any] | None
     if np.ndim(scale) == 0 and np.ndim(threshold) == 0:
         a, b = (dtype.type(_arrays.factor(v, n)) for v, n in ((scale, "scale"), (threshold, "threshold")))
         target, streamed = written(result, x)
-        launch(_shrink, _shrink_parallel, flat.size, flat, target, True if streamed else None, a, b)
+        run(_shrink_all, flat.size, flat, target, True if streamed else None, a, b)
         return result
     if x.ndim == 0 or not x.flags.c_contiguous:
         raise ValueError("Invalid layout for argument x: factors per row expect rows in C order.")
     rows = x.shape[0]
     a, b = (_arrays.row_factors(v, n, rows).astype(dtype) for v, n in ((scale, "scale"), (threshold, "threshold")))
     if flat.size:
-        launch(_shrink_rows, _shrink_rows_parallel, flat.size, flat, _arrays.stored(result.reshape(-1)), a, b)
+        run(_shrink_all_rows, flat.size, flat, _arrays.stored(result.reshape(-1)), a, b)
     return result
 
 
-@jit
+@inner
 def shrunk(v, scale, threshold):
     """`sign(v) * max(0, scale * |v| - threshold)`, +0 for what vanishes; zero times infinity is NaN."""
     return _cut(scale * abs(v), threshold, v)
 
 
-@jit
+@inner
 def _shrunk_by_any(v, scale, threshold):
     # A scale of zero skips its term, even for infinities, but no NaN may vanish with it.
     return _cut(scale * abs(v) if scale != 0.0 else keep_nan(signed(scale, v), v), threshold, v)
 
 
-@jit
+@inner
 def _cut(magnitude, threshold, v):
     return soft_threshold(magnitude - threshold, v)
 
 
-@jit
+@inner
 def _shrink_span(start, stop, x, out, streamed, scale, threshold):
     tail = stop - (stop - start) % LANES
     for i in range(start, tail, LANES):
@@ -89,14 +88,17 @@ def _shrink_span(start, stop, x, out, streamed, scale, threshold):
         store_first(out, tail, _shrunk_by_any(load_first(x, tail, stop - tail), scale, threshold), stop - tail)
 
 
-@jit
+@inner
 def _shrink(first, last, x, out, streamed, scale, threshold):
     _shrink_span(first * BLOCK, min(last * BLOCK, x.size), x, out, streamed, scale, threshold)
     if streamed is not None:
         fence()
 
 
-@jit
+_share_shrink = sharing(_shrink)
+
+
+@inner
 def _shrink_rows(first, last, x, out, scale, threshold):
     width = x.size // scale.size
     # Rows are cut at block boundaries, as everything is: a row goes to whoever has its first element.
@@ -104,13 +106,14 @@ def _shrink_rows(first, last, x, out, scale, threshold):
         _shrink_span(row * width, (row + 1) * width, x, out, None, scale[row], threshold[row])
 
 
-@parallel_jit
-def _shrink_parallel(threads, blocks, x, out, streamed, scale, threshold):
-    for t in prange(threads):
-        _shrink(t * blocks // threads, (t + 1) * blocks // threads, x, out, streamed, scale, threshold)
+_share_shrink_rows = sharing(_shrink_rows)
 
 
-@parallel_jit
-def _shrink_rows_parallel(threads, blocks, x, out, scale, threshold):
-    for t in prange(threads):
-        _shrink_rows(t * blocks // threads, (t + 1) * blocks // threads, x, out, scale, threshold)
+@jit
+def _shrink_all(x, out, streamed, scale, threshold):
+    _share_shrink(blocks(x.size), x.size, (x, out, streamed, scale, threshold))
+
+
+@jit
+def _shrink_all_rows(x, out, scale, threshold):
+    _share_shrink_rows(blocks(x.size), x.size, (x, out, scale, threshold))

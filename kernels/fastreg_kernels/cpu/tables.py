@@ -7,77 +7,51 @@ bits.
 from __future__ import annotations
 
 import numpy as np
-from numba import prange, types
+from numba import types
 from numba.extending import overload
 
 from fastreg_kernels.cpu import launch, penalty
-from fastreg_kernels.cpu.jit import jit, parallel_jit
+from fastreg_kernels.cpu.jit import inner
 from fastreg_kernels.cpu.rows import true_row
 
 
-@jit
-def true_rows(first, last, x, stamps, product, threshold, out, at, kind, width):
-    """Write the true values of the rows from `first` to before `last` to `out`, from its element `at` on.
-
-    For the arguments see `rows.true_row` and `rows.update_rows`.
-    """
-    for row in range(first, last):
-        true_row(row, x, stamps, product, threshold, out, at + (row - first) * width, kind, width)
-
-
-@jit
+@inner
 def write(x, stamps, product, threshold, out, kind, width):
-    """The true values of all rows, written to `out`."""
-    blocks = launch.blocks(x.size)
-    threads = launch.enter(blocks)
-    if threads == 1:
-        true_rows(0, stamps.shape[0], x, stamps, product, threshold, out, 0, kind, width)
-    else:
-        _write_parallel(threads, x, stamps, product, threshold, out, kind, width)
-    launch.leave(blocks)
+    """The true values of all rows, written to `out`; for the arguments see `rows.true_row` and `rows.update_rows`."""
+    _share_write(stamps.shape[0], x.size, (x, stamps, product, threshold, out, kind, width))
 
 
-@parallel_jit
-def _write_parallel(threads, x, stamps, product, threshold, out, kind, width):
-    for t in prange(threads):
-        first, last = t * stamps.shape[0] // threads, (t + 1) * stamps.shape[0] // threads
-        true_rows(first, last, x, stamps, product, threshold, out, first * width, kind, width)
+@inner
+def _write(first, last, x, stamps, product, threshold, out, kind, width):
+    for row in range(first, last):
+        true_row(row, x, stamps, product, threshold, out, row * width, kind, width)
 
 
-@jit
+_share_write = launch.sharing(_write)
+
+
+@inner
 def measure(x, stamps, product, threshold, kind, width):
     """`[sum(|w|), sum(w²), count of zeros]` of the true values w, accumulated in float64."""
     height = max(1, launch.BLOCK // max(1, width))
     chunks = -(-stamps.shape[0] // height)
     partials = np.empty((chunks, 3))
-    blocks = launch.blocks(x.size)
-    threads = launch.enter(blocks)
-    if threads == 1:
-        _measure(0, chunks, height, x, stamps, product, threshold, partials, kind, width)
-    else:
-        _measure_parallel(threads, chunks, height, x, stamps, product, threshold, partials, kind, width)
-    launch.leave(blocks)
+    _share_measure(chunks, x.size, (height, x, stamps, product, threshold, partials, kind, width))
     result = np.zeros(3)
     for chunk in range(chunks):
         result += partials[chunk]
     return result
 
 
-@parallel_jit
-def _measure_parallel(threads, chunks, height, x, stamps, product, threshold, partials, kind, width):
-    for t in prange(threads):
-        first, last = t * chunks // threads, (t + 1) * chunks // threads
-        _measure(first, last, height, x, stamps, product, threshold, partials, kind, width)
-
-
-@jit
+@inner
 def _measure(first, last, height, x, stamps, product, threshold, partials, kind, width):
     rows = np.empty(height * width, x.dtype)  # rounded, as they would be stored
     sums = np.empty((launch.blocks(rows.size), 2))
     for chunk in range(first, last):
         start = chunk * height
         stop = min(start + height, stamps.shape[0])
-        true_rows(start, stop, x, stamps, product, threshold, rows, 0, kind, width)
+        for row in range(start, stop):
+            true_row(row, x, stamps, product, threshold, rows, (row - start) * width, kind, width)
         values = rows[: (stop - start) * width]
         penalty.sums(0, launch.blocks(values.size), values, sums)
         partials[chunk] = 0.0
@@ -86,6 +60,9 @@ def _measure(first, last, height, x, stamps, product, threshold, partials, kind,
             partials[chunk, 1] += sums[block, 1]
         for i in range(values.size):
             partials[chunk, 2] += _is_zero(values[i])
+
+
+_share_measure = launch.sharing(_measure)
 
 
 def _is_zero(value):

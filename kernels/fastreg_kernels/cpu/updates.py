@@ -8,11 +8,13 @@ number of threads.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
-from numba import prange
+from numba.extending import overload
 
 from fastreg_kernels.cpu import launch, rows
-from fastreg_kernels.cpu.jit import jit, parallel_jit
+from fastreg_kernels.cpu.jit import inner
 from fastreg_kernels.cpu.vector import (
     LANES,
     add_squares,
@@ -39,7 +41,7 @@ _ROWS = 16
 """Rows that are taken through all stages at a time, while they are in the nearest cache."""
 
 
-@jit
+@inner
 def distinct(ids):
     """The distinct ids in the order of their first occurrence, and the position of each id among them."""
     size = 16
@@ -50,17 +52,11 @@ def distinct(ids):
     return unique[:count], positions
 
 
-@jit
+@inner
 def summed(values, positions, count, scale, width):
     """The sums of the rows of `values` that have the same position, times a scale, as an array of `count` rows."""
     sums = np.zeros(count * width, values.dtype)
-    blocks = launch.blocks(values.size)
-    threads = launch.enter(blocks)
-    if threads == 1:
-        _sum_range(0, count, values, positions, sums, width)
-    else:
-        _sum_parallel(threads, count, values, positions, sums, width)
-    launch.leave(blocks)
+    _share_sum_range(count, values.size, (values, positions, sums, width))
     if scale != 1.0:
         factor = values.dtype.type(scale)
         for i in range(sums.size):
@@ -68,7 +64,7 @@ def summed(values, positions, count, scale, width):
     return sums
 
 
-@jit
+@inner
 def _sum_range(first, last, values, positions, sums, width):
     """Of the positions from `first` to before `last`: each is one thread's, so that the order of additions is one."""
     for i in range(positions.size):
@@ -80,113 +76,20 @@ def _sum_range(first, last, values, positions, sums, width):
                 _put(sums, target + column, total_so_far + _get(values, source + column, count), count)
 
 
-@parallel_jit
-def _sum_parallel(threads, count, values, positions, sums, width):
-    for t in prange(threads):
-        _sum_range(t * count // threads, (t + 1) * count // threads, values, positions, sums, width)
+_share_sum_range = launch.sharing(_sum_range)
 
 
-@jit
-def apply(x, stamps, where, gradient, product, threshold, rule, slots, rate, settings, step, changes, width):
-    """Update the rows `where`, each of which occurs once; `gradient` is theirs, and is written over.
-
-    Parameters
-    ----------
-    x, stamps, product, threshold, changes, width
-        As in `rows.update`; `changes` is an array of one element per row, or empty where the change is not wanted.
-    rule : int
-        Of `SGD`, `ADAGRAD`, `ROWWISE_ADAGRAD`, `ADAM`.
-    slots : tuple of two arrays
-        Of the optimizer, flat, in the dtype of the gradient; empty where the rule has fewer.
-    rate : float
-    settings : array of float64
-        `[ε]` of the Adagrads, `[β1, β2, ε]` of Adam.
-    step : int
-        Steps before this one.
-    """
-    blocks = launch.blocks(gradient.size)
-    threads = launch.enter(blocks)
-    if threads == 1:
-        _apply(
-            0,
-            where.size,
-            x,
-            stamps,
-            where,
-            gradient,
-            product,
-            threshold,
-            rule,
-            slots,
-            rate,
-            settings,
-            step,
-            changes,
-            width,
-        )
-    else:
-        _apply_parallel(
-            threads, x, stamps, where, gradient, product, threshold, rule, slots, rate, settings, step, changes, width
-        )
-    launch.leave(blocks)
-
-
-@jit
-def _apply(
-    first, last, x, stamps, where, gradient, product, threshold, rule, slots, rate, settings, step, changes, width
-):
-    for start in range(first, last, _ROWS):
-        stop = min(start + _ROWS, last)
-        if rule == SGD:
-            _sgd(start, stop, gradient, rate, width)
-        elif rule == ADAGRAD:
-            _adagrad(start, stop, gradient, where, slots[0], rate, settings[0], width)
-        elif rule == ROWWISE_ADAGRAD:
-            _rowwise_adagrad(start, stop, gradient, where, slots[0], rate, settings[0], width)
-        else:
-            _adam(start, stop, gradient, where, slots, rate, settings, step, width)
-        if changes.size:
-            rows.update(start, stop, x, stamps, where, product, threshold, gradient, changes, width)
-        else:
-            rows.update(start, stop, x, stamps, where, product, threshold, gradient, None, width)
-
-
-@parallel_jit
-def _apply_parallel(
-    threads, x, stamps, where, gradient, product, threshold, rule, slots, rate, settings, step, changes, width
-):
-    for t in prange(threads):
-        first, last = t * where.size // threads, (t + 1) * where.size // threads
-        _apply(
-            first,
-            last,
-            x,
-            stamps,
-            where,
-            gradient,
-            product,
-            threshold,
-            rule,
-            slots,
-            rate,
-            settings,
-            step,
-            changes,
-            width,
-        )
-
-
-@jit
-def _sgd(first, last, gradient, rate, width):
+@inner
+def _sgd(first, last, gradient, where, width, slots, rate, settings, step):
     eta = gradient.dtype.type(rate)
     for i in range(first * width, last * width, LANES):
         count = min(LANES, last * width - i)
         _put(gradient, i, eta * _get(gradient, i, count), count)
 
 
-@jit
-def _adagrad(first, last, gradient, where, accumulator, rate, epsilon, width):
-    eta, small = gradient.dtype.type(rate), gradient.dtype.type(epsilon)
+@inner
+def _adagrad(first, last, gradient, where, width, slots, rate, settings, step):
+    accumulator, eta, small = slots[0], gradient.dtype.type(rate), gradient.dtype.type(settings[0])
     for k in range(first, last):
         source, target = k * width, where[k] * width
         for column in range(0, width, LANES):
@@ -197,22 +100,22 @@ def _adagrad(first, last, gradient, where, accumulator, rate, epsilon, width):
             _put(gradient, source + column, eta * g / square_root(n + small), count)
 
 
-@jit
-def _rowwise_adagrad(first, last, gradient, where, accumulator, rate, epsilon, width):
-    kind = gradient.dtype.type
+@inner
+def _rowwise_adagrad(first, last, gradient, where, width, slots, rate, settings, step):
+    accumulator, kind = slots[0], gradient.dtype.type
     for k in range(first, last):
         source, squares = k * width, zeros()
         for column in range(0, width, LANES):
             squares = add_squares(squares, _get(gradient, source + column, min(LANES, width - column)))
         accumulator[where[k]] += kind(total(squares) / width)
-        factor = kind(rate) / np.sqrt(accumulator[where[k]] + kind(epsilon))
+        factor = kind(rate) / np.sqrt(accumulator[where[k]] + kind(settings[0]))
         for column in range(0, width, LANES):
             count = min(LANES, width - column)
             _put(gradient, source + column, factor * _get(gradient, source + column, count), count)
 
 
-@jit
-def _adam(first, last, gradient, where, slots, rate, settings, step, width):
+@inner
+def _adam(first, last, gradient, where, width, slots, rate, settings, step):
     kind = gradient.dtype.type
     rest_1, rest_2, small = kind(1.0 - settings[0]), kind(1.0 - settings[1]), kind(settings[2])
     alpha = kind(rate * np.sqrt(1.0 - settings[1] ** (step + 1)) / (1.0 - settings[0] ** (step + 1)))
@@ -228,14 +131,61 @@ def _adam(first, last, gradient, where, slots, rate, settings, step, width):
             _put(gradient, source + column, alpha * m / (square_root(v) + small), count)
 
 
-@jit
+@inner
 def _get(x, i, count):
     return load(x, i) if count == LANES else load_first(x, i, count)
 
 
-@jit
+@inner
 def _put(x, i, v, count):
     if count == LANES:
         store(x, i, v)
     else:
         store_first(x, i, v, count)
+
+
+def apply(rule, x, stamps, where, gradient, product, threshold, state, changes, width):
+    """Update the rows `where`, each of which occurs once; `gradient` is theirs, and is written over.
+
+    Parameters
+    ----------
+    rule : int
+        Known when this is compiled.
+    x, stamps, product, threshold, changes, width
+        As in `rows.update`; `changes` is an array of one element per row, or empty where the change is not wanted.
+    state : tuple
+        What the rule needs: a tuple of two slots, which are flat arrays in the dtype of the gradient, empty where the
+        rule has fewer; the learning rate; an array of float64, `[ε]` of the Adagrads, `[β1, β2, ε]` of Adam; and the
+        number of steps before this one.
+    """
+    raise NotImplementedError  # compiled code only
+
+
+@overload(apply, prefer_literal=True)
+def _apply_rule(rule, x, stamps, where, gradient, product, threshold, state, changes, width):
+    share = _SHARES[rule.literal_value]
+
+    def shared(rule, x, stamps, where, gradient, product, threshold, state, changes, width):
+        share(where.size, gradient.size, (x, stamps, where, gradient, product, threshold, state, changes, width))
+
+    return shared
+
+
+def _applying(take_step: Any) -> Any:
+    """The task of a rule; the step is its function."""
+
+    @inner
+    def task(first, last, x, stamps, where, gradient, product, threshold, state, changes, width):
+        for start in range(first, last, _ROWS):
+            stop = min(start + _ROWS, last)
+            take_step(start, stop, gradient, where, width, *state)
+            if changes.size:
+                rows.update(start, stop, x, stamps, where, product, threshold, gradient, changes, width)
+            else:
+                rows.update(start, stop, x, stamps, where, product, threshold, gradient, None, width)
+
+    return task
+
+
+_STEPS = {SGD: _sgd, ADAGRAD: _adagrad, ROWWISE_ADAGRAD: _rowwise_adagrad, ADAM: _adam}
+_SHARES = {rule: launch.sharing(_applying(take_step)) for rule, take_step in _STEPS.items()}

@@ -16,6 +16,7 @@ import re
 import sys
 from numba import types
 from fastreg_kernels.cpu import penalty
+from fastreg_kernels.cpu.jit import jit
 from fastreg_kernels.cpu.shrink import _shrink
 
 name = sys.argv[1]
@@ -31,7 +32,8 @@ kernels = {
     "shrink": (_shrink, (*ends, x, out, types.boolean, factor, factor)),
     "unstreamed": (penalty._gradient, (*ends, x, out, types.none, factor, factor)),
 }
-for label, (kernel, signature) in kernels.items():
+for label, (function, signature) in kernels.items():
+    kernel = jit(function)
     kernel.compile(signature)
     code = kernel.inspect_asm(kernel.signatures[-1])
     streamed = len(re.findall(r"\\bv?movnt", code))

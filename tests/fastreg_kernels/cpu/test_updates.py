@@ -1,5 +1,7 @@
 """Optimizer steps of tables, and passes over whole tables, against NumPy in float64."""
 
+import functools
+
 import fastreg_kernels
 import numpy as np
 import pytest
@@ -18,16 +20,34 @@ RULES = {"sgd": updates.SGD, "adagrad": updates.ADAGRAD, "rowwise": updates.ROWW
 fastreg_kernels.threading_layer()
 
 
-@jit
-def step(x, stamps, ids, values, product, threshold, rule, first, second, rate, settings, number, width, scale):
+@functools.cache
+def step_of(rule):
     """What a native op does between its inputs and outputs; returns the change of the sum of squares."""
-    where, positions = updates.distinct(ids)
-    gradient = updates.summed(values, positions, where.size, scale, width)
-    changes = np.empty(where.size)
-    updates.apply(
-        x, stamps, where, gradient, product, threshold, rule, (first, second), rate, settings, number, changes, width
-    )
-    return changes.sum()
+
+    @jit
+    def step(x, stamps, ids, values, product, threshold, state, width, scale):
+        where, positions = updates.distinct(ids)
+        gradient = updates.summed(values, positions, where.size, scale, width)
+        changes = np.empty(where.size)
+        updates.apply(rule, x, stamps, where, gradient, product, threshold, state, changes, width)
+        return changes.sum()
+
+    return step
+
+
+@jit
+def distinct(ids):
+    return updates.distinct(ids)
+
+
+@jit
+def write(x, stamps, product, threshold, out, kind, width):
+    tables.write(x, stamps, product, threshold, out, kind, width)
+
+
+@jit
+def measure(x, stamps, product, threshold, kind, width):
+    return tables.measure(x, stamps, product, threshold, kind, width)
 
 
 class Table:
@@ -50,19 +70,15 @@ class Table:
 
     def run(self, number=0, scale=1.0):
         """One step in place."""
-        return step(
+        settings = SETTINGS.get(self.rule, np.array([EPSILON]))
+        return step_of(self.rule)(
             _arrays.stored(self.x.reshape(-1)),
             self.stamps,
             self.ids,
             self.values.reshape(-1),
             0.9,
             0.02,
-            self.rule,
-            self.first.reshape(-1),
-            self.second.reshape(-1),
-            0.25,
-            SETTINGS.get(self.rule, np.array([EPSILON])),
-            number,
+            ((self.first.reshape(-1), self.second.reshape(-1)), 0.25, settings, number),
             self.width,
             scale,
         )
@@ -141,7 +157,7 @@ def test_threads_change_no_bits(rule, width):
 @given(ids=st.lists(st.integers(0, 30) | st.integers(0, 2**31 - 1), max_size=60), wide=st.booleans())
 def test_distinct_ids(ids, wide):
     ids = np.array(ids, np.int64 if wide else np.int32)
-    where, positions = updates.distinct(ids)
+    where, positions = distinct(ids)
     assert list(where) == list(dict.fromkeys(ids.tolist()))
     np.testing.assert_array_equal(where[positions], ids)
 
@@ -155,13 +171,13 @@ def test_passes_over_whole_tables(dtype, width):
     x, stamps = table.x[:rows], table.stamps[:rows]
     flat, of = _arrays.stored(np.ascontiguousarray(x).reshape(-1)), np.empty(0, _arrays.arithmetic_dtype(table.dtype))
     out = np.empty_like(flat)
-    tables.write(flat, stamps, 0.9, 0.2, out, of, width)
+    write(flat, stamps, 0.9, 0.2, out, of, width)
     expected = _shrunk(x.astype(np.float64), stamps, 0.9, 0.2)
     written = out.view(table.dtype).reshape(rows, width).astype(np.float64)
     np.testing.assert_allclose(written, expected, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
-    found = tables.measure(flat, stamps, 0.9, 0.2, of, width)
+    found = measure(flat, stamps, 0.9, 0.2, of, width)
     np.testing.assert_allclose(found[:2], [np.abs(written).sum(), np.square(written).sum()], rtol=1e-12)
     assert found[2] == (written == 0).sum() > 0
     in_place = flat.copy()
-    tables.write(in_place, stamps, 0.9, 0.2, in_place, of, width)
+    write(in_place, stamps, 0.9, 0.2, in_place, of, width)
     np.testing.assert_array_equal(in_place, out)
