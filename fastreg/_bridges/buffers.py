@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import ctypes
 import math
-import sys
 import weakref
 from typing import Any
 
@@ -21,6 +20,8 @@ from fastreg_kernels import _shared
 from fastreg_kernels.cpu.jit import inner, jit
 from numba import carray, types
 from numpy.typing import NDArray
+
+from fastreg._bridges import pages
 
 ALIGNMENT = 64
 """Bytes; what TensorFlow requires of memory it is given, and what non-temporal stores require."""
@@ -53,10 +54,6 @@ _lock, _unlock = _shared.lock, _shared.unlock
 
 _malloc = types.ExternalFunction("malloc", types.uintp(types.uintp))
 _free = types.ExternalFunction("free", types.void(types.uintp))
-_madvise = types.ExternalFunction("madvise", types.int32(types.uintp, types.uintp, types.int32))
-
-_LINUX = sys.platform.startswith("linux")
-_HUGE_PAGE, _MADV_HUGEPAGE = 1 << 21, 14
 
 
 @jit
@@ -121,9 +118,7 @@ def _take(table, size):
         start = _malloc(size)
         if start == 0:
             return NONE
-        if _LINUX and size >= 2 * _HUGE_PAGE:
-            page = -(-start // 4096) * 4096
-            _madvise(page, start + size - page, _MADV_HUGEPAGE)
+        pages.advise(start, size)
         best = empty
         table[_FIRST + 4 * best + _ADDRESS], table[_FIRST + 4 * best + _SIZE] = start, size
         table[_USED] = max(table[_USED], best + 1)

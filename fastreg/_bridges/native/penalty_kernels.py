@@ -16,7 +16,7 @@ from fastreg_kernels.cpu.jit import inner
 from numba import carray, types
 from numba.extending import overload
 
-from fastreg._bridges import counters
+from fastreg._bridges import counters, pages
 from fastreg._bridges.native import capi
 from fastreg._bridges.native.compiler import callback
 from fastreg._bridges.native.tensors import (
@@ -62,6 +62,16 @@ def site(construction):
 def _guess_of(site):
     """The upstream gradients of the last two gradients that were not computed ahead."""
     return carray(_guesses_address(), 2 * SITES, np.float64)[2 * site : 2 * site + 2]
+
+
+_places = _shared.region("fastreg_places", pages.WORDS * SITES)
+_places_address = _shared.address("fastreg_places")
+
+
+@inner
+def _place_of(site):
+    """What is known of the memory that a penalty reads."""
+    return carray(_places_address(), pages.WORDS * SITES, np.int64)[pages.WORDS * site : pages.WORDS * (site + 1)]
 
 
 @inner
@@ -201,6 +211,7 @@ def value_and_gradient(dtype: tf.DType, terms: int) -> Any:
                 capi.SetOutput(context, 1, x_handle, status)
         if not failed(status):
             x = carray(capi.TensorData(x_handle), count, stored)
+            pages.gather(_place_of(kernel), x.ctypes.data, x.nbytes)
             factors = carray(capi.TensorData(factors_handle), 2, np.float64)
             assumed = carray(capi.TensorData(assumed_handle), 2, np.float64)
             if ahead_handle != 0:
