@@ -37,10 +37,11 @@ class Embedding(keras.layers.Embedding):  # type: ignore[misc]
         Factors of zero give row-wise optimizer steps without a penalty.
     embeddings_constraint, lora_rank
         As in `keras.layers.Embedding`; not together with a regularizer.
-    penalty_every : int, default 1000
-        In training, steps after which the value of a penalty with L1 is computed anew, by a pass over the table. In
-        between, the reported loss contains the last value. Without L1 the value is exact at every step; in `evaluate`
-        it always is. The weights do not depend on it.
+    penalty_every : int, optional
+        In training the value of the penalty is tracked as rows are updated: exact up to rounding, but for weights that
+        have stopped at zero since it was last computed by a pass over the table. Such a pass comes before these make a
+        difference of about 1e-4, but at most every so many steps; by default as seldom as keeps passes below some 5%
+        of a step. In `evaluate` the value is exact. The weights do not depend on it.
     **kwargs
         As in `keras.layers.Layer`.
 
@@ -77,12 +78,13 @@ class Embedding(keras.layers.Embedding):  # type: ignore[misc]
         weights: Any = None,
         lora_rank: int | None = None,
         *,
-        penalty_every: int = 1000,
+        penalty_every: int | None = None,
         **kwargs: Any,
     ) -> None:
-        if isinstance(penalty_every, bool) or not isinstance(penalty_every, int) or penalty_every < 1:
+        is_valid = isinstance(penalty_every, int) and not isinstance(penalty_every, bool) and penalty_every >= 1
+        if penalty_every is not None and not is_valid:
             raise ValueError(
-                "Invalid value for argument penalty_every: expected a positive integer. "
+                "Invalid value for argument penalty_every: expected a positive integer or None. "
                 f"Received: penalty_every={penalty_every!r}"
             )
         penalty = _lazy_penalty(embeddings_regularizer)

@@ -20,8 +20,7 @@ SMALLEST = 8 << 20
 """Bytes of a variable from which its pages count."""
 
 PARTS = 16
-"""Calls that a variable is moved to huge pages in, so that no step waits long: it takes a few times as long as reading
-it."""
+"""Calls that a variable is moved to huge pages in, so that no step waits long: moving takes longer than reading."""
 
 _HUGE, _PAGE = 1 << 21, 4096
 _MADV_HUGEPAGE, _MADV_COLLAPSE = 14, 25

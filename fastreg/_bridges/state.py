@@ -8,17 +8,29 @@ sum `S = Σ b / P` (P after that step), a weight that was last written when they
 
 The stamps of a table are P0 and S0 of each row, and behind these, in `ROWS` more rows, the numbers of the whole table.
 
+The penalty is tracked. With n weights that are not zero, a step makes of the sums of the others, up to those that
+stop at zero in it,
+
+    sum(|w|) ← a·sum(|w|) − b·n        sum(w²) ← a²·sum(w²) − 2·a·b·sum(|w|) + b²·n
+
+and of the rows that it updates the change is known. Weights that have stopped at zero since the sums were last measured
+go on shrinking in them, below zero, until their row is updated. What that amounts to is small while the threshold since
+then, `P · (S − S at the measurement)`, is small beside the mean of |w|: with a density f of weights at zero, its share
+of sum(|w|) is `f / 2 · threshold² / mean`, 5e-5 for a Laplace distribution at `LARGEST_SHARE`. The noise is a bound of
+the rounding errors of sum(w²), which gradients that are huge for a moment leave behind.
+
 Sources: Carpenter (2008), "Lazy sparse stochastic gradient descent for regularized multinomial logistic regression";
 Lipton and Elkan (2015), "Efficient elastic net regularization for sparse linear models", arXiv:1505.06449.
 """
 
 from __future__ import annotations
 
-ROWS = 3
-"""`[P, S]`, `[sum(|w|), sum(w²)]`, `[age of these sums in steps, 0]`, as rows behind the stamps."""
+ROWS = 4
+"""`[P, S]`, `[sum(|w|), sum(w²)]`, `[n, age of these in steps]`, `[S at their measurement, noise of sum(w²)]`, as rows
+behind the stamps."""
 
-PRODUCT, TOTAL, SUM_ABS, SUM_SQUARES, AGE = range(5)
-"""Where each stands, of the six numbers."""
+PRODUCT, TOTAL, SUM_ABS, SUM_SQUARES, COUNT, AGE, MEASURED, NOISE = range(2 * ROWS)
+"""Where each stands, of these numbers."""
 
 FRESH = (1.0, 0.0)
 """P and S after a flush."""
@@ -26,11 +38,17 @@ FRESH = (1.0, 0.0)
 OLD = 2.0**53
 """The age of sums that were never computed: more steps than there are."""
 
-UNTRACKED = -1.0
-"""Stands for sum(|w|) while only sum(w²) is tracked."""
-
-INITIAL = ((1.0, 0.0), (0.0, 0.0), (OLD, 0.0))
+INITIAL = ((1.0, 0.0), (0.0, 0.0), (0.0, OLD), (0.0, 0.0))
 """The state of a table whose rows are true."""
+
+LARGEST_SHARE = 0.01
+"""The sums are measured anew when the threshold since the last time exceeds this share of the mean of |w|."""
+
+LARGEST_NOISE = 1e-9
+"""The same for the share of the noise in sum(w²)."""
+
+EPSILON = 2.0**-52
+"""Of the numbers that the sums are."""
 
 SMALLEST_PRODUCT = 1e-150
 """A table is flushed when P falls below: far from underflow, also of 1 / P."""

@@ -78,20 +78,9 @@ def update(variable: Any, ids: tf.Tensor, gradient: tf.Tensor, step: Any, factor
         a, b = product / marks[:, :1], product * (total - marks[:, 1:])
         wide = tf.cast(stored, gradient.dtype)
         written = tf.cast(shrink(wide, a, b) - taken, variable.dtype)
-        before = shrink(tf.cast(stored, tf.float64), a, b)
-        change = tf.reduce_sum(tf.square(tf.cast(written, tf.float64)) - tf.square(before))
-        squares = tf.maximum(numbers[state.SUM_SQUARES] * tf.square(scale) + change, 0.0)
-        tracked = (vector[0] == 0.0) & (vector[1] != 0.0)
-        after = tf.stack(
-            [
-                product,
-                total,
-                tf.where(tracked, tf.constant(state.UNTRACKED, tf.float64), numbers[state.SUM_ABS]),
-                tf.where(tracked, squares, numbers[state.SUM_SQUARES]),
-                numbers[state.AGE] + tf.where(tracked, tf.constant(0.0, tf.float64), tf.constant(1.0, tf.float64)),
-                tf.constant(0.0, tf.float64),
-            ]
-        )
+        sums = _tracked(numbers, scale, step.rate * vector[0], _changes(stored, written, a, b, marks, numbers))
+        sums = tf.where(numbers[state.AGE] < state.OLD, sums, numbers[state.SUM_ABS :])
+        after = tf.concat([[product, total], sums], 0)
         tf.raw_ops.ResourceScatterUpdate(resource=variable.handle, indices=unique, updates=written)
         now = tf.tile(tf.stack([product, total])[None], [tf.size(unique), 1])
         rows = tf.concat([unique, tf.cast(tf.range(-state.ROWS, 0) + stamps.shape[0], unique.dtype)], 0)
@@ -111,12 +100,11 @@ def penalty(variable: Any, factors: Factors, every: int) -> tf.Tensor:
     """See `TableVariable.penalty`."""
     numbers = tf.reshape(variable.stamps.stored()[-state.ROWS :], [-1])
     vector = factors.vector()
-    oldest = tf.where(vector[0] != 0.0, tf.constant(max(every, 1), tf.float64), tf.constant(1.0, tf.float64))
-    old = numbers[state.AGE] >= oldest
-    old |= (vector[0] != 0.0) & (numbers[state.SUM_ABS] == state.UNTRACKED)
-    _when(old & tf.reduce_any(vector != 0.0), lambda: _refresh(variable))
-    sums = tf.reshape(variable.stamps.stored()[-state.ROWS :], [-1])[state.SUM_ABS : state.AGE]
-    return tf.cast(tf.reduce_sum(tf.math.multiply_no_nan(sums, vector)), variable.dtype)
+    age = numbers[state.AGE]
+    is_old = age >= 1.0 if every == 0 else (age >= every) & _are_doubtful(numbers)
+    _when((is_old | (age >= state.OLD)) & tf.reduce_any(vector != 0.0), lambda: _measure(variable))
+    sums = tf.reshape(variable.stamps.stored()[-state.ROWS :], [-1])[state.SUM_ABS : state.COUNT]
+    return tf.cast(tf.reduce_sum(tf.math.multiply_no_nan(tf.maximum(sums, 0.0), vector)), variable.dtype)
 
 
 def count_zeros(variable: Any) -> tf.Tensor:
@@ -144,23 +132,48 @@ def _true(stored: tf.Tensor, stamps: tf.Tensor) -> tf.Tensor:
 
 
 def _write(variable: Any) -> None:
-    """Write the true weights; the sums count as old."""
-    stamps = variable.stamps.stored()
-    rows = _true(variable.stored(), stamps)
-    sums = stamps[-state.ROWS + 1]
-    variable.assign(rows)
-    end = tf.stack([tf.constant(state.FRESH, tf.float64), sums, tf.constant(state.INITIAL[2], tf.float64)])
-    fresh = tf.tile(tf.constant([state.FRESH], tf.float64), [variable.shape[0], 1])
-    variable.stamps.assign(tf.concat([fresh, end], 0))
+    """Write the true weights; the sums count as never measured."""
+    variable.assign(_true(variable.stored(), variable.stamps.stored()))  # which restarts the stamps
 
 
-def _refresh(variable: Any) -> None:
-    """Compute the sums of the true weights anew, accumulated in float64."""
+def _measure(variable: Any) -> None:
+    """Sum the true weights up, in float64."""
     stamps = variable.stamps.stored()
-    rows = tf.cast(_true(variable.stored(), stamps), tf.float64)
-    sums = tf.stack([tf.reduce_sum(tf.abs(rows)), tf.reduce_sum(tf.square(rows))])
-    end = tf.stack([stamps[-state.ROWS], sums, tf.zeros(2, tf.float64)])
+    rows = tf.abs(tf.cast(_true(variable.stored(), stamps), tf.float64))
+    zero, count = tf.zeros((), tf.float64), tf.reduce_sum(tf.cast(rows != 0.0, tf.float64))
+    numbers = [tf.reduce_sum(rows), tf.reduce_sum(tf.square(rows)), count, zero, stamps[-state.ROWS, 1], zero]
+    end = tf.concat([stamps[-state.ROWS][None], tf.reshape(tf.stack(numbers), [-1, 2])], 0)
     variable.stamps.assign(tf.concat([stamps[: -state.ROWS], end], 0))
+
+
+def _changes(
+    stored: tf.Tensor, written: tf.Tensor, scale: tf.Tensor, threshold: tf.Tensor, marks: tf.Tensor, numbers: tf.Tensor
+) -> list[tf.Tensor]:
+    """Of the rows updated: how the sums of |w|, of w² and of w ≠ 0 change, and the magnitude of the squares."""
+    before, after = (tf.abs(tf.cast(rows, tf.float64)) for rows in (stored, written))
+    was_there = before > marks[:, :1] * tf.maximum(numbers[state.MEASURED] - marks[:, 1:], 0.0)
+    before = tf.where(was_there, scale * before - threshold, 0.0)
+    count = tf.reduce_sum(tf.cast(after > 0.0, tf.float64)) - tf.reduce_sum(tf.cast(was_there, tf.float64))
+    squares = [tf.reduce_sum(tf.square(rows)) for rows in (before, after)]
+    return [tf.reduce_sum(after - before), squares[1] - squares[0], count, squares[1] + squares[0]]
+
+
+def _tracked(numbers: tf.Tensor, scale: tf.Tensor, threshold: tf.Tensor, changes: list[tf.Tensor]) -> tf.Tensor:
+    """The numbers from `SUM_ABS` on after a step; see `fastreg._bridges.state`."""
+    sum_abs, sum_squares, count, age, measured, noise = tf.unstack(numbers[state.SUM_ABS :])
+    of_products = 2.0 * scale * threshold * sum_abs
+    squares = scale * scale * sum_squares - of_products + threshold * threshold * count
+    noise = scale * scale * noise + state.EPSILON * (tf.abs(sum_squares) + changes[3])
+    sum_abs = scale * sum_abs - threshold * count
+    return tf.stack([sum_abs + changes[0], squares + changes[1], count + changes[2], age + 1.0, measured, noise])
+
+
+def _are_doubtful(numbers: tf.Tensor) -> tf.Tensor:
+    """Whether the sums may be off by more than they should."""
+    since = numbers[state.PRODUCT] * (numbers[state.TOTAL] - numbers[state.MEASURED])
+    is_near = since * numbers[state.COUNT] <= state.LARGEST_SHARE * numbers[state.SUM_ABS]
+    is_quiet = numbers[state.NOISE] <= state.LARGEST_NOISE * numbers[state.SUM_SQUARES]
+    return tf.logical_not(is_near & is_quiet)
 
 
 def _when(condition: tf.Tensor, action: Callable[[], None]) -> None:

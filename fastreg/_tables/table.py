@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import keras
@@ -19,6 +20,10 @@ from fastreg.regularizers import _Penalty
 not_converted = tf.autograph.experimental.do_not_convert  # to graph code, of which nothing here is
 
 
+_MEASURED_PER_STEP = 1 << 15
+"""Elements that passes for the penalty go over in a training step, on average: a hundredth of its time, or less."""
+
+
 class LazyTable(keras.Variable):  # type: ignore[misc]
     """A Keras variable of shape (rows, width) that is regularised lazily; see `fastreg.Embedding`.
 
@@ -30,8 +35,8 @@ class LazyTable(keras.Variable):  # type: ignore[misc]
         A floating dtype that has kernels.
     penalty : fastreg.L1, fastreg.L2 or fastreg.L1L2
         Its factors are read whenever a training step is traced; variables among them, in every step.
-    penalty_every : int
-        Steps after which the value of a penalty with L1 is computed anew.
+    penalty_every : int or None
+        See `fastreg.Embedding`.
     name : str
     """
 
@@ -41,10 +46,11 @@ class LazyTable(keras.Variable):  # type: ignore[misc]
         shape: tuple[int, int],
         dtype: str,
         penalty: _Penalty,
-        penalty_every: int,
+        penalty_every: int | None,
         name: str,
     ) -> None:
-        self._penalty, self._penalty_every = penalty, penalty_every
+        self._penalty = penalty
+        self._penalty_every = penalty_every or -(-math.prod(shape) // _MEASURED_PER_STEP)
         super().__init__(initializer, shape=shape, dtype=dtype, trainable=True, name=name)
 
     def _initialize(self, value: Any) -> None:
@@ -143,9 +149,8 @@ class LazyTable(keras.Variable):  # type: ignore[misc]
 
     @not_converted
     def penalty(self) -> tf.Tensor:
-        """The penalty of the true weights as a scalar of their dtype.
-
-        With L1 it is up to `penalty_every` steps old in a training step, in which a tape records, and exact elsewhere.
+        """The penalty of the true weights as a scalar of their dtype: tracked in a training step, in which a tape
+        records, and exact elsewhere.
         """
         return self._value.penalty(self.factors(), self._penalty_every if support.tape_is_active() else 0)
 

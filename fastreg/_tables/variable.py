@@ -62,7 +62,7 @@ class TableVariable(OwnVariable):
 
     Attributes
     ----------
-    stamps : tf.Variable of shape (rows + 3, 2), float64
+    stamps : tf.Variable of shape (rows + 4, 2), float64
         The state; see `fastreg._bridges.state`.
     """
 
@@ -115,7 +115,9 @@ class TableVariable(OwnVariable):
             self._way().flush(self)
 
     def penalty(self, factors: Factors, every: int) -> tf.Tensor:
-        """The penalty of the true weights as a scalar of their dtype; with L1 up to `every` steps old."""
+        """The penalty of the true weights as a scalar of their dtype: exact if `every` is 0, else tracked, and measured
+        anew where that may be off and is `every` steps old.
+        """
         with support.on_host():
             return self._way().penalty(self, factors, every)
 

@@ -33,8 +33,14 @@ from fastreg._bridges.native.tensors import (
 )
 from fastreg._bridges.state import (
     AGE,
+    COUNT,
+    EPSILON,
     FRESH,
+    LARGEST_NOISE,
+    LARGEST_SHARE,
     LARGEST_THRESHOLD,
+    MEASURED,
+    NOISE,
     OLD,
     PRODUCT,
     ROWS,
@@ -42,7 +48,6 @@ from fastreg._bridges.state import (
     SUM_ABS,
     SUM_SQUARES,
     TOTAL,
-    UNTRACKED,
 )
 
 _MUTEX_BITS = 8
@@ -109,6 +114,40 @@ def _flush(x, stamps, kind, width):
     for row in range(marks.shape[0]):
         marks[row, 0], marks[row, 1] = FRESH
     state[PRODUCT], state[TOTAL], state[AGE] = FRESH[0], FRESH[1], OLD
+
+
+@inner
+def _track(state, scale, threshold, changes):
+    """What a step makes of the sums; see `fastreg._bridges.state`."""
+    sum_abs, sum_squares, count = state[SUM_ABS], state[SUM_SQUARES], state[COUNT]
+    state[SUM_SQUARES] = (
+        scale * scale * sum_squares - 2.0 * scale * threshold * sum_abs
+    ) + threshold * threshold * count
+    state[SUM_ABS] = scale * sum_abs - threshold * count
+    state[NOISE] = scale * scale * state[NOISE] + EPSILON * abs(sum_squares)
+    for k in range(changes.shape[0]):
+        state[SUM_ABS] += changes[k, rows.OF_SUM]
+        state[SUM_SQUARES] += changes[k, rows.OF_SQUARES]
+        state[COUNT] += changes[k, rows.OF_COUNT]
+        state[NOISE] += EPSILON * changes[k, rows.MAGNITUDE]
+    state[AGE] += 1.0
+
+
+@inner
+def _measure(x, stamps, kind, width):
+    """Sum the true weights up."""
+    state = _state_of(stamps)
+    found = tables.measure(x, stamps[: stamps.shape[0] - ROWS], state[PRODUCT], state[TOTAL], kind, width)
+    state[SUM_ABS], state[SUM_SQUARES], state[COUNT] = found[0], found[1], found[2]
+    state[AGE], state[MEASURED], state[NOISE] = 0.0, state[TOTAL], 0.0
+
+
+@inner
+def _are_doubtful(state):
+    """Whether the sums may be off by more than they should."""
+    since = state[PRODUCT] * (state[TOTAL] - state[MEASURED])
+    is_near = since * state[COUNT] <= LARGEST_SHARE * state[SUM_ABS]
+    return not (is_near and state[NOISE] <= LARGEST_NOISE * state[SUM_SQUARES])
 
 
 @inner
@@ -192,20 +231,18 @@ def update(dtype: tf.DType, ids_dtype: tf.DType, rule: int) -> Any:
         elif _are_in_range(ids, height, status):
             where, positions = updates.distinct(ids)
             sums = updates.summed(gradient, positions, where.size, scale, width)
-            tracked = factors[0] == 0.0 and factors[1] != 0.0
-            changes = np.empty(where.size if tracked else 0)
             _lock(_mutex(data))
             state = _state_of(stamps)
+            is_measured = state[AGE] < OLD
+            changes = np.empty((where.size if is_measured else 0, rows.CHANGES))
+            threshold = rate * factors[0]
             product = state[PRODUCT] * shrink
-            total = state[TOTAL] + rate * factors[0] / product
+            total = state[TOTAL] + threshold / product
             of_rule = ((first, second), rate, settings, step)
-            updates.apply(rule, x, stamps, where, sums, product, total, of_rule, changes, width)
+            updates.apply(rule, x, stamps, where, sums, product, total, of_rule, state[MEASURED], changes, width)
             state[PRODUCT], state[TOTAL] = product, total
-            if tracked:  # no weight is clipped then, and sum(w²) follows from the rows touched
-                state[SUM_ABS] = UNTRACKED
-                state[SUM_SQUARES] = max(state[SUM_SQUARES] * shrink * shrink + changes.sum(), 0.0)
-            else:
-                state[AGE] += 1.0
+            if is_measured:
+                _track(state, shrink, threshold, changes)
             if product < SMALLEST_PRODUCT or product * total > LARGEST_THRESHOLD:
                 _flush(x, stamps, np.empty(0, arithmetic), width)
             _unlock(_mutex(data))
@@ -277,8 +314,8 @@ def weights(dtype: tf.DType) -> Any:
 def penalty(dtype: tf.DType) -> Any:
     """`penalty = FastregTablePenalty(table_handle, table, stamps_handle, stamps, factors, every)`.
 
-    The sums are computed anew if they are `every` steps old; with `every` 0, and whenever L1 is off, if they are older
-    than this step.
+    The sums are measured anew if they may be off and are `every` steps old; with `every` 0, if they are older than this
+    step.
     """
     stored, arithmetic, number = kind(dtype)
     size = dtype.size
@@ -293,20 +330,11 @@ def penalty(dtype: tf.DType) -> Any:
         if not failed(status):
             _lock(_mutex(data))
             state = _state_of(stamps)
-            if factors[0] == 0.0 and factors[1] == 0.0:
-                old = False  # nobody asks for the sums
-            elif factors[0] != 0.0:
-                old = state[AGE] >= max(every, 1) or state[SUM_ABS] == UNTRACKED
-            else:
-                old = state[AGE] >= 1.0
-            if old:
-                of = np.empty(0, arithmetic)
-                found = tables.measure(
-                    carray(data, height * width, stored), stamps[:height], state[PRODUCT], state[TOTAL], of, width
-                )
-                state[SUM_ABS], state[SUM_SQUARES], state[AGE] = found[0], found[1], 0.0
+            is_old = state[AGE] >= 1.0 if every == 0 else state[AGE] >= every and _are_doubtful(state)
+            if (factors[0] != 0.0 or factors[1] != 0.0) and (is_old or state[AGE] >= OLD):
+                _measure(carray(data, height * width, stored), stamps, np.empty(0, arithmetic), width)
                 counters.count_kernel_call()
-            value = weighted(state[SUM_ABS : SUM_SQUARES + 1], factors[0], factors[1])
+            value = weighted(np.maximum(state[SUM_ABS : SUM_SQUARES + 1], 0.0), factors[0], factors[1])
             _unlock(_mutex(data))
             put_first(carray(capi.TensorData(penalty_handle), 1, stored), value)
             capi.DeleteTensor(penalty_handle)
@@ -336,7 +364,7 @@ def count_zeros(dtype: tf.DType) -> Any:
                 carray(data, height * width, stored), stamps[:height], state[PRODUCT], state[TOTAL], of, width
             )
             _unlock(_mutex(data))
-            carray(capi.TensorData(count_handle), 1, np.int64)[0] = np.int64(found[2])
+            carray(capi.TensorData(count_handle), 1, np.int64)[0] = height * width - np.int64(found[2])
             capi.DeleteTensor(count_handle)
             counters.count_kernel_call()
         capi.DeleteTensor(table_handle)

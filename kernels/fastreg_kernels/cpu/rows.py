@@ -17,10 +17,12 @@ from fastreg_kernels.cpu.vector import (
     in_order,
     load,
     load_first,
+    ones,
     prefetch,
     store,
     store_first,
     total,
+    where_above,
     widen,
     zeros,
 )
@@ -155,10 +157,11 @@ def update_rows(
         if not array.flags.writeable:
             raise ValueError(f"Invalid value for argument {name}: expected a writable array. Received: a read-only one")
     where = _indices(rows, "rows", len(rows), len(x))
-    changes = np.empty(len(rows)) if sums else None
-    arguments = (_arrays.stored(x.reshape(-1)), stamps, where, float(product), float(total), flat_step, changes, width)
+    changes = np.empty((len(rows), CHANGES)) if sums else None
+    flat, product, total = _arrays.stored(x.reshape(-1)), float(product), float(total)
+    arguments = (flat, stamps, where, product, total, flat_step, total, changes, width)
     run(_update_all, flat_step.size, *arguments)
-    return 0.0 if changes is None else float(changes.sum())
+    return 0.0 if changes is None else float(changes[:, OF_SQUARES].sum())
 
 
 def _expect(array: NDArray[Any], name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
@@ -275,21 +278,44 @@ def _sum_columns(first, last, values, positions, out, width):
 _share_sum_columns = sharing(_sum_columns)
 
 
+CHANGES, OF_SUM, OF_SQUARES, OF_COUNT, MAGNITUDE = 4, 0, 1, 2, 3
+"""What is known of a row that was updated: how the sums of |w|, of w² and of w ≠ 0 changed, and of which magnitude the
+squares are whose difference this is.
+"""
+
+
 @inner
-def _change(old, new, scale, threshold):
-    before, after = widen(old), widen(new)
-    before = scale * before if threshold == 0.0 else shrunk(before, scale, threshold)
-    return after * after - before * before
+def _tally(tallies, old, new, scale, threshold, alive):
+    """Add what changed from the shrunk to the new values of some weights of a row.
+
+    Weights are shrunk as the sums are: without stopping at zero, but for those that were zero when these were measured.
+    """
+    of_sum, before_squared, after_squared, of_count = tallies
+    stored, after = abs(widen(old)), abs(widen(new))
+    before = where_above(stored, alive, scale * stored - threshold)
+    of_count = of_count + (where_above(after, 0.0, ones()) - where_above(stored, alive, ones()))
+    return of_sum + (after - before), before_squared + before * before, after_squared + after * after, of_count
+
+
+@inner
+def _put_tallies(changes, k, tallies):
+    before, after = total(tallies[1]), total(tallies[2])
+    changes[k, OF_SUM], changes[k, OF_COUNT] = total(tallies[0]), total(tallies[3])
+    changes[k, OF_SQUARES], changes[k, MAGNITUDE] = after - before, after + before
 
 
 @jit
-def _update_all(x, stamps, rows, product, total_threshold, step, changes, width):
-    _share_update(rows.size, step.size, (x, stamps, rows, product, total_threshold, step, changes, width))
+def _update_all(x, stamps, rows, product, total_threshold, step, measured, changes, width):
+    _share_update(rows.size, step.size, (x, stamps, rows, product, total_threshold, step, measured, changes, width))
 
 
 @inner
-def update(first, last, x, stamps, rows, product, total_threshold, step, changes, width):
-    """Shrink, step and stamp the rows from `first` to before `last`; see `update_rows`. `changes` may be None."""
+def update(first, last, x, stamps, rows, product, total_threshold, step, measured, changes, width):
+    """Shrink, step and stamp the rows from `first` to before `last`; see `update_rows`.
+
+    `changes`, of shape (rows, `CHANGES`), may be None; `measured` is the total threshold when the sums were measured,
+    whose changes they are.
+    """
     tail = width - width % LANES
     for k in range(first, last):
         if k + _AHEAD < last:
@@ -298,22 +324,24 @@ def update(first, last, x, stamps, rows, product, total_threshold, step, changes
         start, source = row * width, k * width
         scale = product / stamps[row, 0]
         threshold = product * (total_threshold - stamps[row, 1])
+        alive = stamps[row, 0] * max(0.0, measured - stamps[row, 1])
         stamps[row, 0], stamps[row, 1] = product, total_threshold
-        a, b, change = step.dtype.type(scale), step.dtype.type(threshold), zeros()
+        a, b = step.dtype.type(scale), step.dtype.type(threshold)
+        tallies = (zeros(), zeros(), zeros(), zeros())
         for i in range(0, tail, LANES):
             old = load(x, start + i)
             store(x, start + i, shrunk(old, a, b) - as_if_of(x, load(step, source + i)))
             if changes is not None:  # what was stored, after its rounding
-                change = change + _change(old, load(x, start + i), scale, threshold)
+                tallies = _tally(tallies, old, load(x, start + i), scale, threshold, alive)
         if tail < width:
             count = width - tail
             old = load_first(x, start + tail, count)
             taken = as_if_of(x, load_first(step, source + tail, count))
             store_first(x, start + tail, shrunk(old, a, b) - taken, count)
             if changes is not None:
-                change = change + _change(old, load_first(x, start + tail, count), scale, threshold)
+                tallies = _tally(tallies, old, load_first(x, start + tail, count), scale, threshold, alive)
         if changes is not None:
-            changes[k] = total(change)
+            _put_tallies(changes, k, tallies)
 
 
 _share_update = sharing(update)

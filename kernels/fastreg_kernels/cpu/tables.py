@@ -7,12 +7,11 @@ bits.
 from __future__ import annotations
 
 import numpy as np
-from numba import types
-from numba.extending import overload
 
-from fastreg_kernels.cpu import launch, penalty
+from fastreg_kernels.cpu import launch
 from fastreg_kernels.cpu.jit import inner
 from fastreg_kernels.cpu.rows import true_row
+from fastreg_kernels.cpu.vector import LANES, load, load_first, ones, total, where_above, widen, zeros
 
 
 @inner
@@ -32,7 +31,7 @@ _share_write = launch.sharing(_write)
 
 @inner
 def measure(x, stamps, product, threshold, kind, width):
-    """`[sum(|w|), sum(w²), count of zeros]` of the true values w, accumulated in float64."""
+    """`[sum(|w|), sum(w²), count of w ≠ 0]` of the true values w, accumulated in float64."""
     height = max(1, launch.BLOCK // max(1, width))
     chunks = -(-stamps.shape[0] // height)
     partials = np.empty((chunks, 3))
@@ -46,32 +45,27 @@ def measure(x, stamps, product, threshold, kind, width):
 @inner
 def _measure(first, last, height, x, stamps, product, threshold, partials, kind, width):
     rows = np.empty(height * width, x.dtype)  # rounded, as they would be stored
-    sums = np.empty((launch.blocks(rows.size), 2))
     for chunk in range(first, last):
         start = chunk * height
         stop = min(start + height, stamps.shape[0])
         for row in range(start, stop):
             true_row(row, x, stamps, product, threshold, rows, (row - start) * width, kind, width)
-        values = rows[: (stop - start) * width]
-        penalty.sums(0, launch.blocks(values.size), values, sums)
-        partials[chunk] = 0.0
-        for block in range(launch.blocks(values.size)):
-            partials[chunk, 0] += sums[block, 0]
-            partials[chunk, 1] += sums[block, 1]
-        for i in range(values.size):
-            partials[chunk, 2] += _is_zero(values[i])
+        size = (stop - start) * width
+        tail = size - size % LANES
+        tallies = (zeros(), zeros(), zeros())
+        for i in range(0, tail, LANES):
+            tallies = _tally(tallies, load(rows, i))
+        if tail < size:
+            tallies = _tally(tallies, load_first(rows, tail, size - tail))
+        for i in range(3):
+            partials[chunk, i] = total(tallies[i])
+
+
+@inner
+def _tally(tallies, v):
+    magnitude = abs(widen(v))
+    sum_abs, squares, count = tallies
+    return sum_abs + magnitude, squares + magnitude * magnitude, count + where_above(magnitude, 0.0, ones())
 
 
 _share_measure = launch.sharing(_measure)
-
-
-def _is_zero(value):
-    """Whether an element as it is stored is zero, of either sign."""
-    raise NotImplementedError  # compiled code only
-
-
-@overload(_is_zero)
-def _is_zero_of(value):
-    if isinstance(value, types.Float):
-        return lambda value: value == 0.0
-    return lambda value: value & 0x7FFF == 0

@@ -144,15 +144,15 @@ def _put(x, i, v, count):
         store_first(x, i, v, count)
 
 
-def apply(rule, x, stamps, where, gradient, product, threshold, state, changes, width):
+def apply(rule, x, stamps, where, gradient, product, threshold, state, measured, changes, width):
     """Update the rows `where`, each of which occurs once; `gradient` is theirs, and is written over.
 
     Parameters
     ----------
     rule : int
         Known when this is compiled.
-    x, stamps, product, threshold, changes, width
-        As in `rows.update`; `changes` is an array of one element per row, or empty where the change is not wanted.
+    x, stamps, product, threshold, measured, changes, width
+        As in `rows.update`; `changes` is empty where they are not wanted.
     state : tuple
         What the rule needs: a tuple of two slots, which are flat arrays in the dtype of the gradient, empty where the
         rule has fewer; the learning rate; an array of float64, `[ε]` of the Adagrads, `[β1, β2, ε]` of Adam; and the
@@ -162,11 +162,13 @@ def apply(rule, x, stamps, where, gradient, product, threshold, state, changes, 
 
 
 @overload(apply, prefer_literal=True)
-def _apply_rule(rule, x, stamps, where, gradient, product, threshold, state, changes, width):
+def _apply_rule(rule, x, stamps, where, gradient, product, threshold, state, measured, changes, width):
     share = _SHARES[rule.literal_value]
 
-    def shared(rule, x, stamps, where, gradient, product, threshold, state, changes, width):
-        share(where.size, gradient.size, (x, stamps, where, gradient, product, threshold, state, changes, width))
+    def shared(rule, x, stamps, where, gradient, product, threshold, state, measured, changes, width):
+        share(
+            where.size, gradient.size, (x, stamps, where, gradient, product, threshold, state, measured, changes, width)
+        )
 
     return shared
 
@@ -175,14 +177,14 @@ def _applying(take_step: Any) -> Any:
     """The task of a rule; the step is its function."""
 
     @inner
-    def task(first, last, x, stamps, where, gradient, product, threshold, state, changes, width):
+    def task(first, last, x, stamps, where, gradient, product, threshold, state, measured, changes, width):
         for start in range(first, last, _ROWS):
             stop = min(start + _ROWS, last)
             take_step(start, stop, gradient, where, width, *state)
             if changes.size:
-                rows.update(start, stop, x, stamps, where, product, threshold, gradient, changes, width)
+                rows.update(start, stop, x, stamps, where, product, threshold, gradient, measured, changes, width)
             else:
-                rows.update(start, stop, x, stamps, where, product, threshold, gradient, None, width)
+                rows.update(start, stop, x, stamps, where, product, threshold, gradient, measured, None, width)
 
     return task
 

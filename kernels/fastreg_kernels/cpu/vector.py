@@ -394,6 +394,27 @@ def soft_threshold(typingctx, magnitude, v):
     return v(v, v), codegen
 
 
+@intrinsic
+def where_above(typingctx, v, limit, then):
+    """`then` where `v > limit`, a scalar, or `v` is NaN, and +0 elsewhere."""
+
+    def codegen(context, builder, signature, args):
+        is_above = builder.fcmp_unordered(">", args[0], _splat(builder, args[1]))
+        return builder.select(is_above, args[2], _zeros(signature.return_type.dtype))
+
+    return then(v, v.dtype, then), codegen
+
+
+@intrinsic
+def ones(typingctx):
+    """A float64 vector of ones."""
+
+    def codegen(context, builder, signature, args):
+        return ir.Constant(_llvm_type(types.float64), [1.0] * LANES)
+
+    return Vector(types.float64)(), codegen
+
+
 def _copysign(builder: Any, magnitude: Any, value: Any, dtype: Any) -> Any:
     bits = ir.VectorType(_BITS[dtype], LANES)
     sign_bit = ir.Constant(bits, [1 << (dtype.bitwidth - 1)] * LANES)

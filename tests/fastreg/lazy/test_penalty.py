@@ -50,14 +50,65 @@ def test_with_l2_it_is_exact_at_every_step(lazy):
     np.testing.assert_allclose(reported, expected, rtol=1e-6)
 
 
-@pytest.mark.parametrize("every", [1, 5])
-def test_with_l1_it_is_computed_anew_now_and_then(lazy, every):
-    reported, expected, model, data = losses(lazy, 0.01, 0.125, penalty_every=every)
-    stale = expected[(np.arange(len(expected)) // every) * every]
-    np.testing.assert_allclose(reported, stale, rtol=1e-6)
+def test_with_l1_it_is_exact_where_weights_stop_at_zero_all_the_time(lazy):
+    """Each step here takes a twentieth of the mean of |w|, and so measures."""
+    reported, expected, model, data = losses(lazy, 0.01, 0.125)
+    assert 0.3 < model.layers[1].sparsity() < 1.0
+    np.testing.assert_allclose(reported, expected, rtol=1e-6)
     now = exact(model.layers[1](tf.range(23)), 0.01, 0.125)
     np.testing.assert_allclose(model.evaluate(*data, verbose=0), now, rtol=1e-6)
     np.testing.assert_allclose(model.layers[1].penalty(), now, rtol=1e-6)
+
+
+@pytest.mark.parametrize("every", [None, 10**6])
+def test_with_l1_it_is_tracked_in_between(lazy, every):
+    """Without a pass over the table, rows that are looked up and rows that are not."""
+    reported, expected, model, data = losses(lazy, 1e-5, 0.125, penalty_every=every)
+    assert expected[-1] < 0.9 * expected[0]
+    np.testing.assert_allclose(reported, expected, rtol=1e-6)
+    now = exact(model.layers[1](tf.range(23)), 1e-5, 0.125)
+    np.testing.assert_allclose(model.evaluate(*data, verbose=0), now, rtol=1e-6)
+
+
+def tracked(lazy, regularizer, gradients, rate=0.1, dtype="float32", **options):
+    """Of each step on row 3, and before them: the penalty of a training step, and the exact one of NumPy."""
+    layer = fastreg.Embedding(12, 3, embeddings_regularizer=regularizer, dtype=dtype, **options)
+    layer.build()
+    layer.embeddings.assign(np.random.default_rng(0).normal(size=(12, 3)) * 0.25)
+    optimizer = fastreg.LazyRegularization(keras.optimizers.SGD(rate))
+    optimizer.build(layer.trainable_variables)
+    found, expected = [], []
+    for gradient in [None, *gradients]:
+        if gradient is not None:
+            step(layer, optimizer, tf.constant([3]), lambda rows, by=gradient: tf.reduce_sum(rows) * by)
+        with tf.GradientTape():
+            found.append(float(tf.add_n(layer.losses)))
+        l1, l2 = (getattr(regularizer, name, 0.0) for name in ("l1", "l2"))
+        expected.append(exact(layer(tf.range(12)), l1, l2))
+    return np.array(found), np.array(expected)
+
+
+def step(layer, optimizer, ids, loss):
+    with tf.GradientTape() as tape:
+        value = loss(layer(ids)) + tf.add_n(layer.losses)
+    optimizer.apply(tape.gradient(value, layer.trainable_variables))
+
+
+@pytest.mark.parametrize("regularizer", [fastreg.L2(0.05), fastreg.L1(1e-4), fastreg.L1L2(1e-4, 0.05)], ids=repr)
+@pytest.mark.parametrize(("dtype", "rtol"), [("float32", 1e-6), ("float64", 1e-8)])
+def test_gradients_that_are_huge_for_a_moment_leave_nothing_behind(lazy, regularizer, dtype, rtol):
+    found, expected = tracked(lazy, regularizer, [1e11, -1e11, 0.0, 0.0], dtype=dtype)
+    np.testing.assert_allclose(found, expected, rtol=rtol)
+
+
+def test_passes_come_no_more_often_than_asked_for_and_in_time(lazy):
+    """Of a table whose weights stop at zero quickly: what is reported in between is what was measured, gone on with."""
+    regularizer = fastreg.L1(0.1)
+    found, expected = tracked(lazy, regularizer, [0.0] * 20, penalty_every=5)
+    off = np.abs(found / expected - 1.0)
+    assert off[0] < 1e-6
+    assert (off[5::5] < 1e-6).all()
+    assert off.max() > 1e-3
 
 
 def test_tracking_does_not_drift(lazy):
@@ -97,7 +148,8 @@ def test_dtypes_and_chunks(lazy, dtype):
 @pytest.mark.parametrize("way", ["auto"], indirect=True)
 @pytest.mark.parametrize(("l2", "passes"), [(0.0, 0), (0.125, 1)])
 def test_what_is_tracked_or_not_needed_takes_no_passes(lazy, way, l2, passes):
-    """With L2 one pass in the first step; with factors of zero, which stand for row-wise steps alone, none."""
+    """With L2 one pass in the first step, and one in `evaluate`; with factors of zero, which stand for row-wise steps
+    alone, none."""
     if native.obstacle() is not None:
         pytest.skip(native.obstacle())
     x, y = lazy.data()
@@ -107,7 +159,7 @@ def test_what_is_tracked_or_not_needed_takes_no_passes(lazy, way, l2, passes):
     assert fastreg.info()["kernel_calls"] == calls + 2 * 2 * 8 + passes  # a lookup and an update in each step
     calls = fastreg.info()["kernel_calls"]
     model.evaluate(x, y, batch_size=8, verbose=0)
-    assert fastreg.info()["kernel_calls"] == calls + 8
+    assert fastreg.info()["kernel_calls"] == calls + 8 + passes
     model.layers[1].embeddings_regularizer.l2 = 0.5
     np.testing.assert_allclose(model.layers[1].penalty(), exact(model.layers[1](tf.range(23)), 0, 0.5), rtol=1e-6)
 

@@ -6,7 +6,7 @@ import fastreg_kernels
 import numpy as np
 import pytest
 from fastreg_kernels import _arrays, _threads
-from fastreg_kernels.cpu import tables, updates
+from fastreg_kernels.cpu import rows, tables, updates
 from fastreg_kernels.cpu.jit import jit
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -22,15 +22,15 @@ fastreg_kernels.threading_layer()
 
 @functools.cache
 def step_of(rule):
-    """What a native op does between its inputs and outputs; returns the change of the sum of squares."""
+    """What a native op does between its inputs and outputs; returns how the sums change."""
 
     @jit
-    def step(x, stamps, ids, values, product, threshold, state, width, scale):
+    def step(x, stamps, ids, values, product, threshold, state, measured, width, scale):
         where, positions = updates.distinct(ids)
         gradient = updates.summed(values, positions, where.size, scale, width)
-        changes = np.empty(where.size)
-        updates.apply(rule, x, stamps, where, gradient, product, threshold, state, changes, width)
-        return changes.sum()
+        changes = np.empty((where.size, rows.CHANGES))
+        updates.apply(rule, x, stamps, where, gradient, product, threshold, state, measured, changes, width)
+        return changes
 
     return step
 
@@ -68,8 +68,8 @@ class Table:
         self.first = np.full((ROWS, per_row), start, kind)
         self.second = np.zeros((ROWS, width), kind)
 
-    def run(self, number=0, scale=1.0):
-        """One step in place."""
+    def run(self, number=0, scale=1.0, measured=0.02):
+        """One step in place: the sums of what changed."""
         settings = SETTINGS.get(self.rule, np.array([EPSILON]))
         return step_of(self.rule)(
             _arrays.stored(self.x.reshape(-1)),
@@ -79,9 +79,10 @@ class Table:
             0.9,
             0.02,
             ((self.first.reshape(-1), self.second.reshape(-1)), 0.25, settings, number),
+            measured,
             self.width,
             scale,
-        )
+        ).sum(axis=0)
 
     def expected(self, number=0, scale=1.0):
         """Weights and slots after a step, and the shrunk rows before it, in float64."""
@@ -117,22 +118,30 @@ def _shrunk(x, stamps, product, threshold):
 @pytest.mark.parametrize("dtype", fastreg_kernels.DTYPES)
 @pytest.mark.parametrize("rule", RULES)
 def test_a_step(rule, dtype, count, width):
+    """Sums that were measured now change from the shrunk rows; others, from rows that go on shrinking below zero if
+    they were not zero when the sums were measured."""
     table = Table(dtype, width, count, RULES[rule])
-    for number, scale in ((0, 1.0), (1, 0.5)):
+    for number, scale, measured in ((0, 1.0, 0.02), (1, 0.5, 0.005)):
         after, first, second, shrunk = table.expected(number, scale)
         before = table.stamps.copy()
-        change = table.run(number, scale)
+        start = table.x.astype(np.float64)
+        changes = table.run(number, scale, measured)
         tolerance = TOLERANCE[dtype]
         np.testing.assert_allclose(table.x.astype(np.float64), after, rtol=tolerance, atol=10 * tolerance)
         np.testing.assert_allclose(table.first, first, rtol=max(1e-13, min(tolerance, 1e-4)), atol=1e-5)
         np.testing.assert_allclose(table.second, second, rtol=1e-4, atol=1e-6)
-        rows = np.unique(table.ids)
-        idle = np.setdiff1d(np.arange(ROWS), rows)
+        touched = np.unique(table.ids)
+        idle = np.setdiff1d(np.arange(ROWS), touched)
         np.testing.assert_array_equal(table.stamps[idle], before[idle])
-        np.testing.assert_array_equal(table.stamps[rows], np.tile([0.9, 0.02], (len(rows), 1)))
-        stored = table.x.astype(np.float64)
-        exact = np.square(stored[rows]).sum() - np.square(shrunk[rows]).sum()
-        np.testing.assert_allclose(change, exact, rtol=1e-6, atol=1e-6)
+        np.testing.assert_array_equal(table.stamps[touched], np.tile([0.9, 0.02], (len(touched), 1)))
+        new, old, marks = (np.abs(rows[touched]) for rows in (table.x.astype(np.float64), start, before))
+        was_there = old > marks[:, :1] * np.maximum(0, measured - marks[:, 1:])
+        old = np.where(was_there, 0.9 / marks[:, :1] * old - 0.9 * (0.02 - marks[:, 1:]), 0)
+        if measured == 0.02:
+            np.testing.assert_allclose(old, np.abs(shrunk[touched]), rtol=1e-12, atol=1e-15)
+        squares = [np.square(rows).sum() for rows in (old, new)]
+        expected = [(new - old).sum(), squares[1] - squares[0], np.sum(new > 0) - was_there.sum(), sum(squares)]
+        np.testing.assert_allclose(changes, expected, rtol=1e-6, atol=1e-6)
         table.stamps[:] = before
 
 
@@ -145,8 +154,8 @@ def test_threads_change_no_bits(rule, width):
             fastreg_kernels.set_num_threads(threads)
             assert _threads._cells[_threads.ALLOWED] == threads
             table = Table("float32", width, 60_000, RULES[rule])
-            change = table.run()
-            results.append((table.x.tobytes(), table.first.tobytes(), table.second.tobytes(), change))
+            changes = table.run().tobytes()
+            results.append((table.x.tobytes(), table.first.tobytes(), table.second.tobytes(), changes))
     finally:
         fastreg_kernels.set_num_threads(before)
     assert len(set(results)) == 1
@@ -177,7 +186,7 @@ def test_passes_over_whole_tables(dtype, width):
     np.testing.assert_allclose(written, expected, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
     found = measure(flat, stamps, 0.9, 0.2, of, width)
     np.testing.assert_allclose(found[:2], [np.abs(written).sum(), np.square(written).sum()], rtol=1e-12)
-    assert found[2] == (written == 0).sum() > 0
+    assert found[2] == (written != 0).sum() < written.size
     in_place = flat.copy()
     write(in_place, stamps, 0.9, 0.2, in_place, of, width)
     np.testing.assert_array_equal(in_place, out)
