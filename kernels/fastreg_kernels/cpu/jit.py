@@ -72,7 +72,7 @@ class Compiler:
                 compiled.enable_caching()
             finally:
                 config.CACHE_DIR = previous
-            _tolerate_full_disk(compiled._cache, self.folder)
+            _tolerate_faults(compiled._cache, self.folder)
         return compiled
 
 
@@ -91,9 +91,27 @@ def load_numba() -> None:
     cpu_target.target_context.refresh()
 
 
-def _tolerate_full_disk(cache: Any, folder: Path) -> None:
-    """Have a kernel that was compiled run even if it cannot be kept for the next process, which Numba fails on."""
-    save = cache.save_overload
+def _tolerate_faults(cache: Any, folder: Path) -> None:
+    """Have a kernel be compiled where what was kept is damaged, and run where it cannot be kept, both of which Numba
+    fails on.
+    """
+    load, save = cache.load_overload, cache.save_overload
+
+    def load_overload(signature: Any, context: Any) -> Any:
+        try:
+            return load(signature, context)
+        except Exception as error:  # whatever becomes of unpickling anything
+            if folder not in _damaged:
+                _damaged.add(folder)
+                warnings.warn(
+                    f"fastreg compiles kernels anew, since files in {folder} are damaged "
+                    f"({type(error).__name__}: {error}).",
+                    RuntimeWarning,
+                    stacklevel=2,
+                )
+            with contextlib.suppress(OSError):
+                cache.flush()  # forgets what was kept for this function
+            return None
 
     def save_overload(signature: Any, data: Any) -> None:
         try:
@@ -106,7 +124,11 @@ def _tolerate_full_disk(cache: Any, folder: Path) -> None:
                 stacklevel=2,
             )
 
-    cache.save_overload = save_overload
+    cache.load_overload, cache.save_overload = load_overload, save_overload
+
+
+_damaged: set[Path] = set()
+"""Folders whose damage a warning has told of."""
 
 
 class _Timings(event.Listener):  # type: ignore[misc]

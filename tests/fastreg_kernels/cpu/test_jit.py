@@ -213,6 +213,28 @@ def test_kernels_for_another_processor_are_not_mixed_up(run_in):
     assert run_in()[2] == "1 0"
 
 
+@pytest.mark.parametrize("damage", ["cut", "empty", "zeros", "unreadable"])
+@pytest.mark.parametrize("kind", ["nbi", "nbc"])
+def test_damaged_files_are_compiled_anew_with_one_warning(start_python, tmp_path, kind, damage):
+    code = COMPUTE + "from fastreg_kernels import shrink\nassert shrink(np.array([2.0]), 1.0, 0.5) == 1.5\n"
+    start_python(code, NUMBA_CACHE_DIR=tmp_path).finish()
+    files = list(tmp_path.rglob(f"*.{kind}"))
+    assert len(files) >= 2
+    for file in files:
+        content = file.read_bytes()
+        file.write_bytes({"cut": content[: len(content) // 2], "zeros": bytes(len(content))}.get(damage, b""))
+        if damage == "unreadable":
+            file.unlink()
+            file.mkdir()
+    output, errors = start_python(code, NUMBA_CACHE_DIR=tmp_path).finish()
+    assert output.splitlines()[2] == "0 1"
+    if damage != "unreadable":
+        assert errors.count("are damaged") == 1
+        output, errors = start_python(code, NUMBA_CACHE_DIR=tmp_path).finish()
+        assert output.splitlines()[2] == "1 0"
+        assert "damaged" not in errors
+
+
 def test_processes_that_start_at_once(start_python, tmp_path):
     code = COMPUTE + "kernels.backward(np.ones(100_000, np.float32), 0.1, 0.2)\n"
     processes = [start_python(code, NUMBA_CACHE_DIR=tmp_path) for _ in range(3)]
