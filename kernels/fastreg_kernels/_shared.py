@@ -47,9 +47,9 @@ def mutex(words: NDArray[np.int64]) -> None:
 
 
 def _unlock(address: int) -> None:
-    if hasattr(_C, "pthread_mutex_init"):
+    if hasattr(libc, "pthread_mutex_init"):
         ctypes.memset(address, 0, 8 * MUTEX_WORDS)
-        _C.pthread_mutex_init(ctypes.c_void_p(address), None)
+        libc.pthread_mutex_init(ctypes.c_void_p(address), None)
 
 
 def _after_fork_in_child() -> None:
@@ -58,7 +58,7 @@ def _after_fork_in_child() -> None:
         _unlock(address)
 
 
-_C = ctypes.CDLL(None) if sys.platform != "win32" else object()
+libc = ctypes.CDLL(None) if sys.platform != "win32" else object()
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork_in_child)

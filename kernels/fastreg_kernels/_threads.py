@@ -12,6 +12,9 @@ layer       several threads launch at once launch in a forked child
 
 So `tbb` is preferred (the wheel from PyPI is a dependency where there is one, and is loaded from there), and kernels
 run serially, with the same bits, under `workqueue` and in a child that was forked after the threads had started.
+
+Where there is no memory for the threads, GNU OpenMP ends the process, and TBB does or waits for ever. So it is tried
+out before a layer is loaded; until it succeeds, kernels run serially.
 """
 
 from __future__ import annotations
@@ -71,29 +74,51 @@ def set_num_threads(n: int) -> None:
 
 def get_num_threads() -> int:
     """The number of threads that the next kernel call may use, 1 where it has to run serially."""
-    if _forked_with_threads or threading_layer() == "workqueue":
+    if _forked_with_threads or threading_layer() in ("workqueue", "none"):
         return 1
     return numba.config.NUMBA_NUM_THREADS if _limit is None else _limit
 
 
 def threading_layer() -> str:
-    """The threading layer in use (`"tbb"`, `"omp"` or `"workqueue"`); starts the threads if nobody has yet."""
+    """The threading layer in use: `"tbb"`, `"omp"` or `"workqueue"`; starts the threads if nobody has yet.
+
+    `"none"` while there is no memory to start them.
+    """
     global _layer
     if _layer is None:
         with _lock:
-            if _layer is None:
+            if _layer is None and (_threads_started() or _there_is_memory()):
                 _layer = _start()
                 _publish()
-    return _layer
+    return _layer or "none"
 
 
 def serial_reason() -> str | None:
     """Why kernels run serially although more than one thread was asked for, or None."""
     if _forked_with_threads:
         return "this process was forked from one whose kernel threads had started"
+    if threading_layer() == "none":
+        return "there is no memory to start threads"
     if threading_layer() == "workqueue":
         return "Numba's workqueue threading layer ends the process when two threads use it at once"
     return None
+
+
+def _there_is_memory() -> bool:
+    """Whether as many threads can exist at the same time as a layer starts."""
+    end, threads = threading.Event(), []
+    try:
+        for _ in range(numba.config.NUMBA_NUM_THREADS - 1):
+            thread = threading.Thread(target=end.wait, daemon=True)
+            thread.start()
+            threads.append(thread)
+    except (RuntimeError, MemoryError):
+        return False
+    finally:
+        end.set()
+        for thread in threads:
+            thread.join()
+    return True
 
 
 def _start() -> str:
@@ -101,6 +126,8 @@ def _start() -> str:
         _load_tbb_wheel()
         numba.get_num_threads()  # the public call that starts the threads without running anything on them
     layer: str = numba.threading_layer()
+    if layer != "workqueue" and not _forked_with_threads:
+        _start_workers()
     if layer == "workqueue":
         warnings.warn(
             "fastreg runs its kernels on one thread: Numba's workqueue threading layer ends the process when two "
@@ -109,6 +136,23 @@ def _start() -> str:
             stacklevel=2,
         )
     return layer
+
+
+def _start_workers() -> None:
+    """Have a layer that starts threads when a loop needs them start them now, while there is memory for them.
+
+    By a loop over a function of C's that takes no time, with what it does not look at.
+    """
+    if not hasattr(_shared.libc, "sched_yield"):
+        return
+    threads, nothing = numba.config.NUMBA_NUM_THREADS, ctypes.cast(_shared.libc.sched_yield, ctypes.c_void_p)
+    parallel_for = ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * 5, *[ctypes.c_ssize_t] * 3)(
+        binding.address_of_symbol("numba_parallel_for")
+    )
+    sizes, empty = (ctypes.c_ssize_t * 1)(threads), (ctypes.c_ssize_t * 1)()
+    own = numba.get_num_threads()
+    parallel_for(nothing, empty, sizes, empty, None, 0, 0, threads)
+    numba.set_num_threads(own)
 
 
 def _publish() -> None:

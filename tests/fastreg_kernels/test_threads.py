@@ -117,6 +117,34 @@ print(kernels.threading_layer())
     assert run_on("default", code).splitlines()[-1] in ("omp", "tbb", "workqueue")
 
 
+LITTLE_MEMORY = """
+import resource
+import sys
+import numpy as np
+import fastreg_kernels as kernels
+from fastreg_kernels import _threads
+
+x = np.ones(1 << 20, np.float32)
+kernels.forward(x[:100])
+size = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (size + (int(sys.argv[1]) << 20), resource.RLIM_INFINITY))
+assert kernels.forward(x).tolist() == [1 << 20, 1 << 20]
+print(kernels.threading_layer(), kernels.get_num_threads(), _threads.serial_reason())
+resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+assert kernels.forward(x).tolist() == [1 << 20, 1 << 20]
+print(kernels.threading_layer())
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits memory by its addresses")
+@pytest.mark.parametrize("mebibytes", [4, 8])
+def test_no_memory_for_threads(run_python, mebibytes):
+    """Where layers end the process or wait for ever; and it is tried again."""
+    lines = run_python(LITTLE_MEMORY, str(mebibytes), NUMBA_NUM_THREADS="8").splitlines()
+    assert lines[0] == "none 1 there is no memory to start threads"
+    assert lines[1] in ("omp", "tbb", "workqueue")
+
+
 NUMBER_OF_THREADS = """
 from fastreg_kernels.cpu.jit import inner
 from fastreg_kernels.cpu.launch import BLOCK, sharing
