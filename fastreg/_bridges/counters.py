@@ -22,7 +22,7 @@ class Choice(NamedTuple):
 
 
 choices: Counter[Choice] = Counter()
-_lock = threading.Lock()
+_lock = _shared.lock_for_forks(threading.Lock())
 _cells = _shared.region("fastreg_counters", 1)
 _address = _shared.address("fastreg_counters")
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from llvmlite import binding, ir
@@ -21,6 +21,7 @@ MUTEX_WORDS = 8
 """Of 8 bytes: the size of a `pthread_mutex_t` on every platform that has one (64 bytes on macOS, fewer elsewhere)."""
 
 _mutexes: list[int] = []
+_Lock = TypeVar("_Lock")
 
 
 def region(name: str, words: int) -> NDArray[np.int64]:
@@ -56,6 +57,13 @@ def _after_fork_in_child() -> None:
     """What another thread held when the process was forked, nobody would ever unlock."""
     for address in _mutexes:
         _unlock(address)
+
+
+def lock_for_forks(lock: _Lock) -> _Lock:
+    """The lock of `threading`, which a forked child finds free, whichever thread of its parent held it."""
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=lock._at_fork_reinit)  # type: ignore[attr-defined]
+    return lock
 
 
 libc = ctypes.CDLL(None) if sys.platform != "win32" else object()

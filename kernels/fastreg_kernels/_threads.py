@@ -38,7 +38,7 @@ addresses of three functions of Numba's threading layer: the one that runs loops
 number of threads."""
 
 _cells = _shared.region("fastreg_threads", WORDS)
-_lock = threading.Lock()
+_lock = _shared.lock_for_forks(threading.Lock())
 _layer: str | None = None
 _limit: int | None = None
 _forked_with_threads = False
@@ -184,8 +184,7 @@ def _load_tbb_wheel() -> None:
 
 
 def _after_fork_in_child() -> None:
-    global _forked_with_threads, _lock
-    _lock = threading.Lock()
+    global _forked_with_threads
     _forked_with_threads = _forked_with_threads or _threads_started()
     _cells[: RUNNING + 1] = 1, 0
 

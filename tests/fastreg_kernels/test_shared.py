@@ -70,3 +70,32 @@ def test_a_forked_child_finds_mutexes_unlocked(run_python):
     print(os.waitstatus_to_exitcode(status), library.pthread_mutex_unlock(address))
     """
     assert run_python(code).split() == ["7", "0"]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@pytest.mark.parametrize("kind", ["Lock", "RLock"])
+def test_a_forked_child_finds_locks_free(run_python, kind):
+    code = f"""
+    import os, threading
+    from fastreg_kernels import _shared
+
+    lock = _shared.lock_for_forks(threading.{kind}())
+    held, end = threading.Event(), threading.Event()
+
+    def hold():
+        with lock:
+            held.set()
+            end.wait()
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    held.wait()
+    child = os.fork()
+    if child == 0:
+        os._exit(7 if lock.acquire(timeout=10) else 8)
+    _, status = os.waitpid(child, 0)
+    print(os.waitstatus_to_exitcode(status), lock.acquire(blocking=False))
+    end.set()
+    thread.join()
+    """
+    assert run_python(code).split() == ["7", "False"]

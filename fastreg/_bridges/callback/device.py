@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import tensorflow as tf
+from fastreg_kernels import _shared
 
 from fastreg._bridges import counters
 from fastreg._bridges.settings import settings, warn_once
@@ -30,7 +31,7 @@ class UnavailableError(RuntimeError):
     """The kernels cannot run on this GPU; nothing was launched."""
 
 
-_lock = threading.Lock()
+_lock = _shared.lock_for_forks(threading.Lock())
 _failure: str | None = None
 _prepared: set[tuple[Any, ...]] = set()
 """What was compiled: dtype, terms and GPU."""

@@ -9,6 +9,7 @@ from typing import Any
 
 import fastreg_kernels
 import tensorflow as tf
+from fastreg_kernels import _shared
 from numba import types
 from tensorflow.python import pywrap_tfe
 from tensorflow.python.eager import context, core, execute
@@ -26,7 +27,7 @@ VARIANTS = (tf.float32, tf.float64, tf.int32, tf.int64)
 VARIANT_TYPES = f"{VARIANT}: {{float, double, int32, int64}}"
 """The attribute's definition."""
 
-_lock = threading.RLock()
+_lock = _shared.lock_for_forks(threading.RLock())
 
 
 @callback(types.uintp(types.uintp))

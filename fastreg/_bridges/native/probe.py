@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
+from fastreg_kernels import _shared
 from fastreg_kernels.cpu import updates
 
 from fastreg._bridges import counters, state, support
@@ -23,7 +24,7 @@ from fastreg._bridges.native.op import VARIANT, VARIANTS
 from fastreg._bridges.native.penalty_kernels import L1, L2
 
 _found: list[str] = []
-_lock = threading.RLock()
+_lock = _shared.lock_for_forks(threading.RLock())
 
 
 def obstacle() -> str | None:
