@@ -1,0 +1,182 @@
+"""Models whose embeddings become lazily regularised where they stand: the layers, and the optimizers of the models."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import keras
+import tensorflow as tf
+
+from fastreg._changes import Changes
+from fastreg.embedding import Embedding, conversion_obstacle, convert, dense_penalty
+from fastreg.optimizers import LazyRegularization
+from fastreg.regularizers import _Penalty
+
+
+class Candidate(NamedTuple):
+    """An embedding of Keras's with a penalty.
+
+    Attributes
+    ----------
+    layer : keras.layers.Embedding
+    penalty : object
+    obstacle : str or None
+        Why it cannot become lazy where it stands.
+    """
+
+    layer: keras.layers.Embedding
+    penalty: Any
+    obstacle: str | None
+
+    @property
+    def name(self) -> str:
+        """The layer's path, or its name while it has none."""
+        return str(self.layer.path or self.layer.name)
+
+
+def candidates(model: keras.layers.Layer, layers: Sequence[keras.layers.Layer]) -> Iterator[Candidate]:
+    """Every embedding among the layers of a model whose penalty is a dense one."""
+    for layer in layers:
+        if isinstance(layer, keras.layers.Embedding) and (penalty := dense_penalty(layer)) is not None:
+            obstacle = conversion_obstacle(layer, penalty) or _obstacle_around(layer, model, layers)
+            yield Candidate(layer, penalty, obstacle)
+
+
+def make_lazy(
+    model: keras.layers.Layer,
+    layers: Sequence[keras.layers.Layer],
+    replacement: Callable[[Any], _Penalty],
+    changes: Changes,
+) -> list[str]:
+    """Make every embedding lazy that can be, and wrap the optimizers of the models among the layers that have one.
+
+    Parameters
+    ----------
+    model : keras.layers.Layer
+    layers : sequence of keras.layers.Layer
+        All of the model's.
+    replacement : callable
+        Fastreg's regularizer for one of Keras's.
+    changes : Changes
+
+    Returns
+    -------
+    list of str
+        What there is to say: which embeddings were left, and whose numbers will differ from Keras's.
+
+    Raises
+    ------
+    ValueError
+        If an optimizer has no row-wise form.
+    """
+    left, differs, converted = [], [], []
+    for candidate in candidates(model, layers):
+        if candidate.obstacle is not None:
+            left.append(f"{candidate.name!r}: {candidate.obstacle}")
+            continue
+        penalty = replacement(candidate.penalty)
+        if "l1" in penalty.factors and not (isinstance(penalty.l1, (int, float)) and penalty.l1 == 0.0):
+            differs.append(f"the L1 part of {candidate.name!r} stops at zero, where Keras's oscillates")
+        convert(candidate.layer, penalty, changes)
+        converted.append(candidate.layer)
+    wrappers: dict[int, LazyRegularization] = {}  # models may share an optimizer
+    for each in layers:
+        if not _is_compiled(each) or not any(_is_lazy(layer) for layer in each._flatten_layers()):
+            continue
+        optimizer = each.optimizer
+        if id(optimizer) not in wrappers:
+            wrappers[id(optimizer)] = _wrapped(optimizer, changes)
+            name = type(wrappers[id(optimizer)].inner_optimizer).__name__
+            if name != "SGD":
+                differs.append(
+                    f"with {name} the penalty is decoupled from the gradient, and idle rows keep their slots"
+                )
+        _set_optimizer(each, wrappers[id(optimizer)], changes)
+    _forget_traces(converted, changes)
+    messages = []
+    if left:
+        messages.append(f"These embeddings stay dense, with all rows trained at every step: {'; '.join(left)}.")
+    elif not any(_is_lazy(layer) for layer in layers):
+        messages.append("Nothing became lazy: the model has no keras.layers.Embedding with a regularizer.")
+    if differs:
+        messages.append(f"The numbers will differ from Keras's: {'; '.join(differs)}.")
+    return messages
+
+
+def _is_lazy(layer: keras.layers.Layer) -> bool:
+    return isinstance(layer, Embedding) and layer.embeddings_regularizer is not None
+
+
+def _is_compiled(layer: keras.layers.Layer) -> bool:
+    return isinstance(layer, keras.Model) and layer.compiled and layer.optimizer is not None
+
+
+def _wrapped(optimizer: keras.optimizers.Optimizer, changes: Changes) -> LazyRegularization:
+    wrapper = optimizer if isinstance(optimizer, LazyRegularization) else LazyRegularization(optimizer)
+    wrapper.take_over(changes)
+    return wrapper
+
+
+def _set_optimizer(model: keras.Model, optimizer: LazyRegularization, changes: Changes) -> None:
+    """As if the model had been compiled with this optimizer; its losses and metrics stay."""
+    changes.set(model, "optimizer", optimizer)
+    changes.set(model, "_jit_compile", False)
+    if hasattr(model, "_compile_config"):  # what a file says; not there if the model's own `compile` is another
+        config = model._compile_config.config
+        changes.keep(config)
+        config.update(optimizer=optimizer, jit_compile=False)
+
+
+def _forget_traces(layers: Sequence[keras.layers.Layer], changes: Changes) -> None:
+    """Have every model in the process that has one of these layers trace its functions anew.
+
+    Models share layers without knowing of each other. One that went on with what it traced would use the old memory.
+    """
+    if not layers:
+        return
+    converted = {id(layer) for layer in layers}
+    for model in gc.get_objects():
+        # By its type: some objects look like others when they are asked.
+        if not issubclass(type(model), keras.Model) or not hasattr(model, "_layers"):
+            continue
+        if any(id(layer) in converted for layer in model._flatten_layers()):
+            forget_traces(model, changes)
+
+
+def forget_traces(model: keras.Model, changes: Changes) -> None:
+    """Have a model trace its functions anew when they are next used."""
+    for name in ("train_function", "test_function", "predict_function"):
+        if hasattr(model, name):
+            changes.set(model, name, None)
+
+
+def _obstacle_around(
+    layer: keras.layers.Layer, model: keras.layers.Layer, layers: Sequence[keras.layers.Layer]
+) -> str | None:
+    """What a model does with the table of a layer that a lazy one does not bear."""
+    strategy = model.distribute_strategy if isinstance(model, keras.Model) else tf.distribute.get_strategy()
+    if _is_distributed(strategy):
+        return f"the model is distributed by {type(strategy).__name__}"
+    for each in layers:
+        if isinstance(each, keras.layers.RNN) and not each.unroll and layer in each._flatten_layers():
+            return f"it is looked up in the loop of {each.name!r}"
+    if not layer.built:
+        return None
+    table = layer.embeddings
+    for each in layers:
+        own = [*each._trainable_variables, *each._non_trainable_variables]
+        if each is not layer and any(variable is table for variable in own):
+            return f"its table is a weight of {each.name!r} too"
+        for operation in getattr(each, "operations", []):
+            for node in operation._inbound_nodes:
+                arguments = keras.tree.flatten((node.arguments.args, node.arguments.kwargs))
+                if any(argument is table for argument in arguments):
+                    return f"its whole table is an input of {operation.name!r}"
+    return None
+
+
+def _is_distributed(strategy: tf.distribute.Strategy) -> bool:
+    with strategy.scope():
+        return tf.distribute.has_strategy() and not isinstance(strategy, tf.distribute.OneDeviceStrategy)
