@@ -87,7 +87,7 @@ def make_lazy(
             continue
         optimizer = each.optimizer
         if id(optimizer) not in wrappers:
-            wrappers[id(optimizer)] = _wrapped(optimizer, changes)
+            wrappers[id(optimizer)] = _wrapped(each, changes)
             name = type(wrappers[id(optimizer)].inner_optimizer).__name__
             if name != "SGD":
                 differs.append(
@@ -113,8 +113,14 @@ def _is_compiled(layer: keras.layers.Layer) -> bool:
     return isinstance(layer, keras.Model) and layer.compiled and layer.optimizer is not None
 
 
-def _wrapped(optimizer: keras.optimizers.Optimizer, changes: Changes) -> LazyRegularization:
-    wrapper = optimizer if isinstance(optimizer, LazyRegularization) else LazyRegularization(optimizer)
+def _wrapped(model: keras.Model, changes: Changes) -> LazyRegularization:
+    """A wrapper around a model's optimizer, or the one that it has, with the slots of what is a table now."""
+    wrapper = model.optimizer
+    if not isinstance(wrapper, LazyRegularization):
+        try:
+            wrapper = LazyRegularization(model.optimizer)
+        except ValueError as error:
+            raise ValueError(f"The optimizer of the model {model.name!r}: {error}") from error
     wrapper.take_over(changes)
     return wrapper
 
