@@ -10,6 +10,7 @@ import keras
 import tensorflow as tf
 
 from fastreg._changes import Changes
+from fastreg._tables.table import LazyTable
 from fastreg.embedding import Embedding, conversion_obstacle, convert, dense_penalty
 from fastreg.optimizers import LazyRegularization
 from fastreg.regularizers import _Penalty
@@ -81,58 +82,93 @@ def make_lazy(
             differs.append(f"the L1 part of {candidate.name!r} stops at zero, where Keras's oscillates")
         convert(candidate.layer, penalty, changes)
         converted.append(candidate.layer)
-    wrappers: dict[int, LazyRegularization] = {}  # models may share an optimizer
-    for each in layers:
-        if not _is_compiled(each) or not any(_is_lazy(layer) for layer in each._flatten_layers()):
-            continue
-        optimizer = each.optimizer
-        if id(optimizer) not in wrappers:
-            wrappers[id(optimizer)] = _wrapped(each, changes)
-            name = type(wrappers[id(optimizer)].inner_optimizer).__name__
-            if name != "SGD":
-                differs.append(
-                    f"with {name} the penalty is decoupled from the gradient, and idle rows keep their slots"
-                )
-        _set_optimizer(each, wrappers[id(optimizer)], changes)
-    _forget_traces(converted, changes)
     messages = []
     if left:
         messages.append(f"These embeddings stay dense, with all rows trained at every step: {'; '.join(left)}.")
     elif not any(_is_lazy(layer) for layer in layers):
         messages.append("Nothing became lazy: the model has no keras.layers.Embedding with a regularizer.")
+    wrapping = _Wrapping(changes)
+    for each in layers:
+        if isinstance(each, keras.Model) and any(_is_lazy(layer) for layer in each._flatten_layers()):
+            wrapping.wrap(each)
+            _leave_xla(each, changes)
+    messages += wrapping.left
+    names = {type(wrapper.inner_optimizer).__name__ for wrapper in wrapping.new(bool(converted))}
+    differs += [
+        f"with {name} the penalty is decoupled from the gradient, and idle rows keep their slots"
+        for name in sorted(names - {"SGD"})
+    ]
     if differs:
         messages.append(f"The numbers will differ from Keras's: {'; '.join(differs)}.")
+    _forget_traces(converted, changes)
     return messages
+
+
+class _Wrapping:
+    """Optimizers of models, and their wrappers; models may share one.
+
+    Attributes
+    ----------
+    wrappers : dict
+        By the identity of what they wrap.
+    left : list of str
+        Which were not wrapped, and why.
+    """
+
+    def __init__(self, changes: Changes) -> None:
+        self._changes = changes
+        self.wrappers: dict[int, LazyRegularization] = {}
+        self.left: list[str] = []
+
+    def wrap(self, model: keras.Model) -> None:
+        """Wrap what trains the tables of a model: of its optimizers that are in use those that know one, else any."""
+        held = {name: each for name, each in vars(model).items() if isinstance(each, keras.optimizers.Optimizer)}
+        for name, optimizer in held.items():
+            inner = getattr(optimizer, "inner_optimizer", optimizer)
+            in_use = any(isinstance(variable, LazyTable) for variable in inner._trainable_variables)
+            if inner.built and not in_use:
+                continue
+            if id(optimizer) not in self.wrappers:
+                try:
+                    self._add(optimizer)
+                except ValueError as error:
+                    reason = f"The optimizer of the model {model.name!r}: {error}"
+                    if in_use or len(held) == 1:
+                        raise ValueError(reason) from error
+                    self.left.append(f"{reason}. It must not train a lazy embedding.")
+                    continue
+            self._set(model, name, self.wrappers[id(optimizer)])
+
+    def new(self, converted: bool) -> list[LazyRegularization]:
+        """Wrappers that were not there before, or all if a layer was converted."""
+        return [wrapper for key, wrapper in self.wrappers.items() if converted or key != id(wrapper)]
+
+    def _add(self, optimizer: keras.optimizers.Optimizer) -> None:
+        wrapper = optimizer if isinstance(optimizer, LazyRegularization) else LazyRegularization(optimizer)
+        wrapper.take_over(self._changes)
+        self.wrappers[id(optimizer)] = wrapper
+
+    def _set(self, model: keras.Model, name: str, wrapper: LazyRegularization) -> None:
+        self._changes.set(model, name, wrapper)
+        if name == "optimizer" and (config := _compile_config(model)) is not None:
+            self._changes.keep(config)
+            config["optimizer"] = wrapper
+
+
+def _leave_xla(model: keras.Model, changes: Changes) -> None:
+    changes.set(model, "_jit_compile", False)
+    if (config := _compile_config(model)) is not None:
+        changes.keep(config)
+        config["jit_compile"] = False
+
+
+def _compile_config(model: keras.Model) -> dict[str, Any] | None:
+    """What a file says of how a model was compiled; None if it was not, or by a `compile` of its own only."""
+    return getattr(getattr(model, "_compile_config", None), "config", None)
 
 
 def _is_lazy(layer: keras.layers.Layer) -> bool:
     return isinstance(layer, Embedding) and layer.embeddings_regularizer is not None
-
-
-def _is_compiled(layer: keras.layers.Layer) -> bool:
-    return isinstance(layer, keras.Model) and layer.compiled and layer.optimizer is not None
-
-
-def _wrapped(model: keras.Model, changes: Changes) -> LazyRegularization:
-    """A wrapper around a model's optimizer, or the one that it has, with the slots of what is a table now."""
-    wrapper = model.optimizer
-    if not isinstance(wrapper, LazyRegularization):
-        try:
-            wrapper = LazyRegularization(model.optimizer)
-        except ValueError as error:
-            raise ValueError(f"The optimizer of the model {model.name!r}: {error}") from error
-    wrapper.take_over(changes)
-    return wrapper
-
-
-def _set_optimizer(model: keras.Model, optimizer: LazyRegularization, changes: Changes) -> None:
-    """As if the model had been compiled with this optimizer; its losses and metrics stay."""
-    changes.set(model, "optimizer", optimizer)
-    changes.set(model, "_jit_compile", False)
-    if hasattr(model, "_compile_config"):  # what a file says; not there if the model's own `compile` is another
-        config = model._compile_config.config
-        changes.keep(config)
-        config.update(optimizer=optimizer, jit_compile=False)
 
 
 def _forget_traces(layers: Sequence[keras.layers.Layer], changes: Changes) -> None:

@@ -464,6 +464,40 @@ def test_models_within_a_model(lazy):
         fit(each, DATA)
 
 
+class TwoOptimizers(Subclassed):
+    def compile(self, for_tables, for_others):
+        super().compile(loss="mse")  # with Keras's default, which nothing uses
+        self.for_tables, self.for_others = for_tables, for_others
+
+    def train_step(self, data):
+        x, y = data
+        with tf.GradientTape(persistent=True) as tape:
+            loss = self.compute_loss(x, y, self(x))
+        for optimizer, part in ((self.for_tables, self.pooled), (self.for_others, self.head)):
+            optimizer.apply(tape.gradient(loss, part.trainable_weights), part.trainable_weights)
+        return {"loss": loss}
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_a_model_with_several_optimizers(lazy, trained):
+    results = []
+    for changed in (False, True):
+        keras.utils.set_random_seed(2)
+        model = TwoOptimizers()
+        model.compile(keras.optimizers.SGD(0.1), keras.optimizers.RMSprop(0.01))
+        fit(model, DATA) if trained else model(DATA[0][:2])
+        held = model.for_tables, model.for_others
+        if changed:
+            with pytest.warns(UserWarning, match=r"RMSprop\. It must not train a lazy embedding"):
+                fastreg.accelerate(model, lazy=True)
+            assert model.for_tables.inner_optimizer is held[0]
+            assert model.for_others is held[1]
+        fit(model, DATA)
+        results.append(model.get_weights())
+    for ours, theirs in zip(*results, strict=True):
+        assert lazy.error(ours, theirs) < 1e-5
+
+
 def test_a_function_that_was_traced_before_does_not_go_on(lazy):
     """It would train memory that nobody reads any more."""
     layer = _built(table())
