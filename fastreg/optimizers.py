@@ -135,7 +135,7 @@ class LazyRegularization(keras.optimizers.LossScaleOptimizer):  # type: ignore[m
         NotImplementedError
             While tracing for XLA, if there is a table.
         ValueError
-            If a table is new to the optimizer, or has a dense gradient.
+            If a table is new to the optimizer.
         """
         if trainable_variables is None:
             trainable_variables = self._trainable_variables
@@ -148,7 +148,7 @@ class LazyRegularization(keras.optimizers.LossScaleOptimizer):  # type: ignore[m
         sparse = [(gradient, table) for gradient, table in pairs if isinstance(table, LazyTable)]
         if sparse:
             self._check(sparse)
-            sparse = [(None if g is None else gradients.sparse(g, table.path), table) for g, table in sparse]
+            sparse = [(None if g is None else gradients.sparse(g, table), table) for g, table in sparse]
         inner = self.inner_optimizer
         if self.initial_scale is not None or inner.clipnorm or inner.clipvalue or inner.global_clipnorm:
             # What is asked of a gradient is asked of the sum for each row; else the update sums by itself.

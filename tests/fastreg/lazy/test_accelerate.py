@@ -498,6 +498,37 @@ def test_a_model_with_several_optimizers(lazy, trained):
         assert lazy.error(ours, theirs) < 1e-5
 
 
+class TiedTo(keras.layers.Layer):
+    """Reads the whole table of a layer that it has, which nothing tells before it is called."""
+
+    def __init__(self, embedding):
+        super().__init__()
+        self.embedding = embedding
+
+    def call(self, x):
+        return keras.ops.matmul(x, keras.ops.transpose(self.embedding.embeddings))
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adagrad"])
+def test_tied_tables_train_as_with_keras(lazy, optimizer):
+    """All rows of them; slowly, and told."""
+    results = []
+    for changed in (False, True):
+        keras.utils.set_random_seed(2)
+        ids, embedding = keras.Input((4,), dtype="int32"), table(keras.regularizers.L2(FACTOR * (optimizer == "sgd")))
+        model = keras.Model(ids, keras.layers.Dense(1)(TiedTo(embedding)(keras.ops.mean(embedding(ids), 1))))
+        model.compile(optimizer, "mse")
+        if changed:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # that Adagrad's numbers differ with a penalty
+                fastreg.accelerate(model, lazy=True)
+        with pytest.warns(UserWarning, match="reads all of the table") if changed else no_warning():
+            losses = fit(model, DATA, epochs=3)
+        results.append([*model.get_weights(), losses])
+    for ours, theirs in zip(*results, strict=True):
+        assert lazy.error(ours, theirs) < 1e-5
+
+
 def test_a_function_that_was_traced_before_does_not_go_on(lazy):
     """It would train memory that nobody reads any more."""
     layer = _built(table())

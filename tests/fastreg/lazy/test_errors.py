@@ -186,16 +186,6 @@ def test_a_learning_rate_that_would_turn_weights_around(lazy, float64):
         plan.train(layer, lazy.optimizer("sgd", 0.5))
 
 
-def test_a_step_that_reads_the_whole_table_is_refused(lazy):
-    """Tied weights would train every row at every step."""
-    layer = lazy.plan(1).layer(fastreg.L2(), dtype="float32")
-    optimizer = fastreg.LazyRegularization("sgd")
-    with tf.GradientTape() as tape:
-        loss = tf.reduce_sum(layer(tf.constant([1]))) + tf.reduce_sum(tf.square(tf.convert_to_tensor(layer.embeddings)))
-    with pytest.raises(ValueError, match="dense gradient"):
-        optimizer.apply(tape.gradient(loss, layer.trainable_weights), layer.trainable_weights)
-
-
 def test_an_unknown_table(lazy):
     first, second = (lazy.plan(1).layer(fastreg.L2(), dtype="float32") for _ in range(2))
     optimizer = fastreg.LazyRegularization("adagrad")
