@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import keras
+import tensorflow as tf
 
 from fastreg._bridges import choose
 from fastreg._bridges.counters import Choice
 from fastreg._changes import Changes
 from fastreg._lazy import candidates, forget_traces, make_lazy
-from fastreg._tables.table import LazyTable
+from fastreg._tables.table import LazyTable, not_converted
 from fastreg.regularizers import REPLACEMENTS, _Penalty, replaced
 
 
@@ -49,6 +50,7 @@ class RegularizedValue:
     reason: str
 
 
+@not_converted
 def accelerate(model: keras.Model, lazy: bool = False) -> keras.Model:
     """Replace Keras's L1, L2 and L1L2 regularizers in a model by fastreg's, in place.
 
@@ -112,7 +114,7 @@ def accelerate(model: keras.Model, lazy: bool = False) -> keras.Model:
                     stacklevel=2,
                 )
 
-    with Changes() as changes:
+    with tf.init_scope(), Changes() as changes:  # now, also where a function is traced
         messages = make_lazy(model, layers, replacement, changes) if lazy else []
         _replace(layers, replacement, after_build, changes)
         for layer in layers:
@@ -218,7 +220,8 @@ def _followed_by(action: Callable[[keras.layers.Layer], None], layer: keras.laye
             build(*arguments, **options)
         action(layer)
 
-    return build_and_act
+    method: Callable[..., None] = not_converted(build_and_act)
+    return method
 
 
 def _lazy_row(table: LazyTable) -> RegularizedValue:

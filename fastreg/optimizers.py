@@ -113,7 +113,7 @@ class LazyRegularization(keras.optimizers.LossScaleOptimizer):  # type: ignore[m
             self._build(variables, changes)
 
     def _build(self, variables: list[Any], changes: Changes) -> None:
-        self._trainable_variables = variables
+        rules.set_list(self, "_trainable_variables", variables)
         self._add_tables(variables, changes)
         self.built = True
 

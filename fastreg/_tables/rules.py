@@ -95,8 +95,8 @@ class Rule:
                 released |= {id(slot) for slot in slots} - {id(slot) for slot in kept}
                 changes.set(optimizer, name, kept)
         variables = optimizer._trainable_variables
-        changes.callback(_set_list, optimizer, "_trainable_variables", variables)
-        _set_list(optimizer, "_trainable_variables", [variables[i] for i in positions])
+        changes.callback(set_list, optimizer, "_trainable_variables", variables)
+        set_list(optimizer, "_trainable_variables", [variables[i] for i in positions])
         indices = {optimizer._var_key(v): i for i, v in enumerate(optimizer._trainable_variables)}
         changes.set(optimizer, "_trainable_variables_indices", indices)
         changes.callback(set_variables, optimizer, optimizer.variables)
@@ -142,14 +142,15 @@ _NAMES = tuple(dict.fromkeys(_OF_KERAS.values()))
 
 def set_variables(optimizer: Any, variables: Sequence[keras.Variable]) -> None:
     """Set what a built optimizer of Keras's has: steps, learning rate, slots."""
-    _set_list(optimizer, "_variables", variables)
+    # A new list: checkpoints refuse one that was changed in place.
+    set_list(optimizer, "_variables", variables)
     tracker = optimizer._tracker
     tracker.config["variables"] = (tracker.config["variables"][0], optimizer._variables)
     tracker.stored_ids["variables"] = {id(variable) for variable in variables}
 
 
-def _set_list(optimizer: Any, name: str, items: Sequence[Any]) -> None:
-    # A new list, for checkpoints refuse one that was changed in place; and not looked into, as when Keras sets it.
+def set_list(optimizer: Any, name: str, items: Sequence[Any]) -> None:
+    """Set an attribute of a built optimizer of Keras's as Keras does: its tracker does not look into the list."""
     with DotNotTrackScope():
         setattr(optimizer, name, list(items))
 

@@ -642,6 +642,27 @@ def test_saved_and_loaded(lazy, way, name, tmp_path):
     np.testing.assert_allclose(served.serve(DATA[0]), model.predict(DATA[0], verbose=0), rtol=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore:The numbers will differ")
+def test_weights_of_checkpoints_from_before(lazy, tmp_path):
+    model = build("subclassed", "adagrad")
+    fit(model, DATA)
+    path, weights = tf.train.Checkpoint(model=model).save(str(tmp_path / "before")), model.get_weights()
+    fastreg.accelerate(model, lazy=True)
+    fit(model, DATA)
+    tf.train.Checkpoint(model=model).restore(path)
+    for ours, theirs in zip(model.get_weights(), weights, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_inside_a_function_that_is_traced(lazy):
+    """All is done at once, and no variable is of the graph."""
+    model = build("own step", "sgd")
+    fit(model, DATA)
+    tf.function(lambda: fastreg.accelerate(model, lazy=True) and tf.constant(1))()
+    assert len(lazies(model)) == 1
+    fit(model, DATA)
+
+
 def test_a_converted_layer_is_one_of_fastreg_s(lazy):
     """Built or not: with its methods and its restrictions."""
     for layer in (_built(table()), table(mask_zero=True)):
