@@ -12,6 +12,8 @@ import tensorflow as tf
 import fastreg
 from fastreg._tables.table import LazyTable
 
+pytestmark = pytest.mark.parametrize("way", ["auto"], indirect=True)  # how a table is served changes nothing here
+
 ROWS, FACTOR = 23, 2**-6
 
 _generator = np.random.default_rng(5)
@@ -116,13 +118,9 @@ def reference(name):
     return model.get_weights(), losses, model.predict(data[0], verbose=0)
 
 
-only_native = pytest.mark.parametrize("way", ["auto"], indirect=True)
-
-
-@only_native
 @pytest.mark.parametrize("stage", ["new", "built", "trained"])
 @pytest.mark.parametrize("name", MODELS)
-def test_the_model_trains_as_before(lazy, way, name, stage):
+def test_the_model_trains_as_before(lazy, name, stage):
     """It is the same object with the same layers, variables and optimizer, and has the numbers that it would have."""
     model = build(name, schedule())
     if stage == "built":
@@ -325,9 +323,8 @@ LEFT = {
 }
 
 
-@only_native
 @pytest.mark.parametrize("kind", LEFT)
-def test_what_stays_dense_is_named(way, kind):
+def test_what_stays_dense_is_named(kind):
     make, reason = LEFT[kind]
     model = make()
     optimizer = keras.optimizers.SGD(0.1)
@@ -613,10 +610,9 @@ def loaded(model, path):
     return keras.models.load_model(path, custom_objects={"Subclassed": Subclassed})
 
 
-@only_native
 @pytest.mark.parametrize("name", ["functional", "subclassed"])
 @pytest.mark.filterwarnings("ignore:The numbers will differ")
-def test_saved_and_loaded(lazy, way, name, tmp_path):
+def test_saved_and_loaded(lazy, name, tmp_path):
     """A model that is described by its configuration is lazy when it is loaded; one that its code makes is after
     another call. Both go on as the model that was saved."""
     model = build(name, "adagrad")
