@@ -3,46 +3,17 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import keras
-import tensorflow as tf
 
+from fastreg._candidates import candidates
 from fastreg._changes import Changes
 from fastreg._tables.table import LazyTable
-from fastreg.embedding import Embedding, conversion_obstacle, convert, dense_penalty
+from fastreg.embedding import PENALTY_EVERY, Embedding
 from fastreg.optimizers import LazyRegularization
 from fastreg.regularizers import _Penalty
-
-
-class Candidate(NamedTuple):
-    """An embedding of Keras's with a penalty.
-
-    Attributes
-    ----------
-    layer : keras.layers.Embedding
-    penalty : object
-    obstacle : str or None
-        Why it cannot become lazy where it stands.
-    """
-
-    layer: keras.layers.Embedding
-    penalty: Any
-    obstacle: str | None
-
-    @property
-    def name(self) -> str:
-        """The layer's path, or its name while it has none."""
-        return str(self.layer.path or self.layer.name)
-
-
-def candidates(model: keras.layers.Layer, layers: Sequence[keras.layers.Layer]) -> Iterator[Candidate]:
-    """Every embedding among the layers of a model whose penalty is a dense one."""
-    for layer in layers:
-        if isinstance(layer, keras.layers.Embedding) and (penalty := dense_penalty(layer)) is not None:
-            obstacle = conversion_obstacle(layer, penalty) or _obstacle_around(layer, model, layers)
-            yield Candidate(layer, penalty, obstacle)
 
 
 def make_lazy(
@@ -80,7 +51,7 @@ def make_lazy(
         penalty = replacement(candidate.penalty)
         if "l1" in penalty.factors and not (isinstance(penalty.l1, (int, float)) and penalty.l1 == 0.0):
             differs.append(f"the L1 part of {candidate.name!r} stops at zero, where Keras's oscillates")
-        convert(candidate.layer, penalty, changes)
+        _convert(candidate.layer, penalty, changes)
         converted.append(candidate.layer)
     messages = []
     if left:
@@ -167,6 +138,13 @@ def _compile_config(model: keras.Model) -> dict[str, Any] | None:
     return getattr(getattr(model, "_compile_config", None), "config", None)
 
 
+def _convert(layer: keras.layers.Embedding, penalty: _Penalty, changes: Changes) -> None:
+    """Make an embedding of Keras's a lazily regularised one: the same layer, and the same variable if it is built."""
+    if layer.built:
+        LazyTable.convert(layer.embeddings, penalty, PENALTY_EVERY, changes)
+    changes.become(layer, Embedding, embeddings_regularizer=penalty, penalty_every=PENALTY_EVERY, supports_jit=False)
+
+
 def _is_lazy(layer: keras.layers.Layer) -> bool:
     return isinstance(layer, Embedding) and layer.embeddings_regularizer is not None
 
@@ -192,33 +170,3 @@ def forget_traces(model: keras.Model, changes: Changes) -> None:
     for name in ("train_function", "test_function", "predict_function"):
         if hasattr(model, name):
             changes.set(model, name, None)
-
-
-def _obstacle_around(
-    layer: keras.layers.Layer, model: keras.layers.Layer, layers: Sequence[keras.layers.Layer]
-) -> str | None:
-    """What a model does with the table of a layer that a lazy one does not bear."""
-    strategy = model.distribute_strategy if isinstance(model, keras.Model) else tf.distribute.get_strategy()
-    if _is_distributed(strategy):
-        return f"the model is distributed by {type(strategy).__name__}"
-    for each in layers:
-        if isinstance(each, keras.layers.RNN) and not each.unroll and layer in each._flatten_layers():
-            return f"it is looked up in the loop of {each.name!r}"
-    if not layer.built:
-        return None
-    table = layer.embeddings
-    for each in layers:
-        own = [*each._trainable_variables, *each._non_trainable_variables]
-        if each is not layer and any(variable is table for variable in own):
-            return f"its table is a weight of {each.name!r} too"
-        for operation in getattr(each, "operations", []):
-            for node in operation._inbound_nodes:
-                arguments = keras.tree.flatten((node.arguments.args, node.arguments.kwargs))
-                if any(argument is table for argument in arguments):
-                    return f"its whole table is an input of {operation.name!r}"
-    return None
-
-
-def _is_distributed(strategy: tf.distribute.Strategy) -> bool:
-    with strategy.scope():
-        return tf.distribute.has_strategy() and not isinstance(strategy, tf.distribute.OneDeviceStrategy)

@@ -9,9 +9,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from fastreg._changes import Changes
 from fastreg._tables.table import LazyTable, not_converted
-from fastreg.regularizers import _Penalty, lazy_obstacle, lazy_penalty
+from fastreg.regularizers import _Penalty, lazy_penalty
 
 PENALTY_EVERY = 1000
 """Default of `penalty_every`."""
@@ -245,40 +244,3 @@ class Embedding(keras.layers.Embedding):  # type: ignore[misc]
     def _refuse_if_lazy(self, method: str) -> None:
         if self.embeddings_regularizer is not None:
             raise NotImplementedError(f"{method} is not supported together with a lazy embeddings_regularizer.")
-
-
-def dense_penalty(layer: keras.layers.Embedding) -> Any:
-    """The penalty that an embedding of Keras's has, or will have when it is built; None for a lazy one."""
-    if isinstance(layer, Embedding):
-        return None
-    if not layer.built:
-        return layer.embeddings_regularizer
-    return getattr(vars(layer).get("_embeddings"), "regularizer", None)  # the layer's attribute has no effect any more
-
-
-def conversion_obstacle(layer: keras.layers.Embedding, penalty: Any) -> str | None:
-    """Why an embedding of Keras's with this penalty cannot become lazy where it stands, or None."""
-    if type(layer) is not keras.layers.Embedding:
-        return f"{type(layer).__name__} is a subclass of keras.layers.Embedding"
-    if "call" in vars(layer):
-        return "its call was replaced"
-    if layer.lora_enabled or layer.lora_rank or layer.quantization_mode is not None:
-        return "it has LoRA weights or is quantized"
-    if (obstacle := lazy_obstacle(penalty)) is not None:
-        return f"it has the regularizer {penalty!r}, {obstacle}"
-    if not layer.built:
-        constraint, dtype = layer.embeddings_constraint, layer.variable_dtype
-    elif len(layer.weights) != 1:
-        return "it has weights beside the embeddings"
-    else:
-        constraint, dtype = layer.embeddings.constraint, layer.embeddings.dtype
-    if constraint is not None:
-        return "it has a constraint"
-    return None if dtype in fastreg_kernels.DTYPES else f"its dtype {dtype} has no kernels"
-
-
-def convert(layer: keras.layers.Embedding, penalty: _Penalty, changes: Changes) -> None:
-    """Make an embedding of Keras's a lazily regularised one: the same layer, and the same variable if it is built."""
-    if layer.built:
-        LazyTable.convert(layer.embeddings, penalty, PENALTY_EVERY, changes)
-    changes.become(layer, Embedding, embeddings_regularizer=penalty, penalty_every=PENALTY_EVERY, supports_jit=False)

@@ -14,8 +14,9 @@ import tensorflow as tf
 
 from fastreg._bridges import choose
 from fastreg._bridges.counters import Choice
+from fastreg._candidates import candidates
 from fastreg._changes import Changes
-from fastreg._lazy import candidates, forget_traces, make_lazy
+from fastreg._lazy import forget_traces, make_lazy
 from fastreg._tables.table import LazyTable, not_converted
 from fastreg.regularizers import REPLACEMENTS, _Penalty, replaced
 
