@@ -166,7 +166,8 @@ def _forget_traces(layers: Sequence[keras.layers.Layer], changes: Changes) -> No
 
 
 def forget_traces(model: keras.Model, changes: Changes) -> None:
-    """Have a model trace its functions anew when they are next used."""
-    for name in ("train_function", "test_function", "predict_function"):
-        if hasattr(model, name):
-            changes.set(model, name, None)
+    """Have a model trace its functions anew when they are next used, also by a `fit` that is under way."""
+    for kind in ("train", "test", "predict"):
+        if getattr(model, f"{kind}_function", None) is not None:
+            changes.set(model, f"{kind}_function", None)
+            getattr(model, f"make_{kind}_function")()

@@ -650,6 +650,20 @@ def test_weights_of_checkpoints_from_before(lazy, tmp_path):
         np.testing.assert_array_equal(ours, theirs)
 
 
+@pytest.mark.parametrize("lazily", [False, True])
+def test_while_the_model_trains(lazy, lazily):
+    class Accelerate(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            if epoch == 1:
+                fastreg.accelerate(self.model, lazy=lazily)
+
+    model = build("subclassed", schedule())
+    fit(model, DATA, epochs=2, callbacks=[Accelerate()], validation_data=DATA)
+    assert len(lazies(model)) == (2 if lazily else 0)
+    for ours, theirs in zip(model.get_weights(), reference("subclassed")[0], strict=True):
+        assert lazy.error(ours, theirs) < 1e-5
+
+
 def test_inside_a_function_that_is_traced(lazy):
     """All is done at once, and no variable is of the graph."""
     model = build("own step", "sgd")
