@@ -136,7 +136,7 @@ class Embedding(keras.layers.Embedding):  # type: ignore[misc]
 
     def add_weight(self, *arguments: Any, regularizer: Any = None, **options: Any) -> Any:
         """As Keras's layer; the embeddings with a regularizer are a table."""
-        if regularizer is None or regularizer is not self.embeddings_regularizer or options["name"] != "embeddings":
+        if regularizer is None or regularizer is not self.embeddings_regularizer or options.get("name") != "embeddings":
             return super().add_weight(*arguments, regularizer=regularizer, **options)
         self._refuse_dense_only(embeddings_constraint=self.embeddings_constraint, lora_rank=self.lora_rank)
         if self.variable_dtype not in fastreg_kernels.DTYPES:

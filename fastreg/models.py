@@ -122,7 +122,7 @@ def accelerate(model: keras.Model, lazy: bool = False) -> keras.Model:
             if isinstance(layer, keras.Model):
                 forget_traces(layer, changes)
         for message in messages:
-            warnings.warn(message, UserWarning, stacklevel=2)
+            warnings.warn(message, UserWarning, stacklevel=3)
     return model
 
 

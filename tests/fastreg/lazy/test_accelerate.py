@@ -353,8 +353,9 @@ def test_inspect_says_what_could_be_lazy():
 
 
 def test_nothing_to_do_is_told():
-    with pytest.warns(UserWarning, match="Nothing became lazy"):
+    with pytest.warns(UserWarning, match="Nothing became lazy") as told:
         fastreg.accelerate(_sequential(table(None)), lazy=True)
+    assert told[0].filename == __file__
 
 
 def test_whose_numbers_differ_is_told(lazy):
