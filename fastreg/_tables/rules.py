@@ -80,8 +80,10 @@ class Rule:
         position = next((i for i, v in enumerate(self._optimizer._trainable_variables) if v is table), None)
         if position is None:
             return keras.initializers.Constant(getattr(self._optimizer, "initial_accumulator_value", 0.0))
-        own = tf.convert_to_tensor(getattr(self._optimizer, _OF_KERAS[name])[position])
-        value = tf.reduce_mean(own, axis=1, keepdims=True) if self._number == updates.ROWWISE_ADAGRAD else own
+        with tf.init_scope():
+            value = tf.convert_to_tensor(getattr(self._optimizer, _OF_KERAS[name])[position])
+            if self._number == updates.ROWWISE_ADAGRAD:
+                value = tf.reduce_mean(value, axis=1, keepdims=True)
         return lambda shape, dtype: tf.cast(value, dtype)  # noqa: ARG005
 
     def release(self, tables: Sequence[LazyTable], changes: Changes) -> None:

@@ -639,6 +639,32 @@ def test_saved_and_loaded(lazy, name, tmp_path):
     np.testing.assert_allclose(served.serve(DATA[0]), model.predict(DATA[0], verbose=0), rtol=1e-5)
 
 
+@pytest.mark.parametrize("graph", [False, True])
+def test_an_optimizer_of_a_loop_of_the_user_s(lazy, graph):
+    """Whoever wraps it by hand goes on with its state."""
+    results = []
+    for changed in (False, True):
+        keras.utils.set_random_seed(3)
+        model, optimizer = _sequential(table(keras.regularizers.L2(0.0))), keras.optimizers.Adagrad(0.1)
+
+        def step(model=model, optimizer=optimizer):
+            with tf.GradientTape() as tape:
+                loss = tf.reduce_mean(tf.square(model(DATA[0]) - DATA[1])) + sum(model.losses)
+            optimizer.apply(tape.gradient(loss, model.trainable_weights), model.trainable_weights)
+
+        (tf.function(step) if graph else step)()
+        if changed:
+            fastreg.accelerate(model, lazy=True)
+            with pytest.raises(ValueError, match="Unknown variable"):
+                step()
+            optimizer = fastreg.LazyRegularization(optimizer)
+        again = functools.partial(step, optimizer=optimizer)
+        (tf.function(again) if graph else again)()
+        results.append([*model.get_weights(), int(optimizer.iterations)])
+    for ours, theirs in zip(*results, strict=True):
+        assert lazy.error(ours, theirs) < 1e-5
+
+
 @pytest.mark.filterwarnings("ignore:The numbers will differ")
 def test_weights_of_checkpoints_from_before(lazy, tmp_path):
     model = build("subclassed", "adagrad")
