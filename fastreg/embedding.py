@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from fastreg._tables.table import LazyTable, not_converted
-from fastreg.regularizers import REPLACEMENTS, _Penalty, replaced
+from fastreg.regularizers import _Penalty, lazy_penalty
 
 
 @keras.saving.register_keras_serializable(package="fastreg")
@@ -87,18 +87,13 @@ class Embedding(keras.layers.Embedding):  # type: ignore[misc]
                 "Invalid value for argument penalty_every: expected a positive integer or None. "
                 f"Received: penalty_every={penalty_every!r}"
             )
-        penalty = _lazy_penalty(embeddings_regularizer)
-        dense_only = {
-            "embeddings_constraint": embeddings_constraint,
-            "lora_rank": lora_rank,
-            "quantization_config": kwargs.get("quantization_config"),
-        }
-        for name, value in dense_only.items():
-            if penalty is not None and value is not None:
-                raise ValueError(
-                    f"Invalid value for argument {name}: expected None together with embeddings_regularizer, which is "
-                    f"applied lazily. Received: {name}={value!r}. Use keras.layers.Embedding for both."
-                )
+        penalty = lazy_penalty(embeddings_regularizer, "argument embeddings_regularizer")
+        if penalty is not None:
+            self._refuse_dense_only(
+                embeddings_constraint=embeddings_constraint,
+                lora_rank=lora_rank,
+                quantization_config=kwargs.get("quantization_config"),
+            )
         self.penalty_every = penalty_every
         super().__init__(
             input_dim,
@@ -111,14 +106,38 @@ class Embedding(keras.layers.Embedding):  # type: ignore[misc]
             lora_rank=lora_rank,
             **kwargs,
         )
-        if penalty is not None:
-            self.supports_jit = False  # Keras's automatic choice then leaves XLA off
 
-    def build(self, input_shape: Any = None) -> None:
-        """Make the table."""
-        if self.built or self.embeddings_regularizer is None:
-            super().build(input_shape)
+    @property
+    def embeddings_regularizer(self) -> _Penalty | None:
+        """The penalty, which can be set at any time: on a layer that is built, compile the model again to trace it.
+
+        None switches a table's penalty off; it becomes `fastreg.L2(0.0)`, for the table stays one, with its slots.
+        """
+        table = vars(self).get("_embeddings")
+        return table.penalised_by if isinstance(table, LazyTable) else vars(self).get("embeddings_regularizer")
+
+    @embeddings_regularizer.setter
+    def embeddings_regularizer(self, regularizer: Any) -> None:
+        penalty = lazy_penalty(regularizer, "attribute embeddings_regularizer")
+        table = vars(self).get("_embeddings")
+        if isinstance(table, LazyTable):
+            table.regularizer = penalty
             return
+        if penalty is not None and self.built:
+            raise ValueError(
+                "Invalid value for attribute embeddings_regularizer: expected None, for the layer "
+                f"{self.name!r} was built without a regularizer. Received: {penalty!r}. Set it before the layer is "
+                "built, or make another: fastreg.Embedding(..., embeddings_regularizer=..., "
+                "weights=layer.get_weights())."
+            )
+        self.__dict__["embeddings_regularizer"] = penalty
+        self.supports_jit = penalty is None  # Keras's automatic choice then leaves XLA off
+
+    def add_weight(self, *arguments: Any, regularizer: Any = None, **options: Any) -> Any:
+        """As Keras's layer; the embeddings with a regularizer are a table."""
+        if regularizer is None or regularizer is not self.embeddings_regularizer or options.get("name") != "embeddings":
+            return super().add_weight(*arguments, regularizer=regularizer, **options)
+        self._refuse_dense_only(embeddings_constraint=self.embeddings_constraint, lora_rank=self.lora_rank)
         if self.variable_dtype not in fastreg_kernels.DTYPES:
             expected = " or ".join(fastreg_kernels.DTYPES)
             raise ValueError(
@@ -140,8 +159,7 @@ class Embedding(keras.layers.Embedding):  # type: ignore[misc]
                 name="embeddings",
             )
         self._track_variable(table)
-        self._embeddings = table
-        self.built = True
+        return table
 
     @not_converted
     def call(self, inputs: Any) -> Any:
@@ -213,19 +231,15 @@ class Embedding(keras.layers.Embedding):  # type: ignore[misc]
             raise AttributeError("You must build the layer before using its table.")
         return self._embeddings if isinstance(self._embeddings, LazyTable) else None
 
+    @staticmethod
+    def _refuse_dense_only(**options: Any) -> None:
+        for name, value in options.items():
+            if value is not None:
+                raise ValueError(
+                    f"Invalid value for argument {name}: expected None together with embeddings_regularizer, which is "
+                    f"applied lazily. Received: {name}={value!r}. Use keras.layers.Embedding for both."
+                )
+
     def _refuse_if_lazy(self, method: str) -> None:
         if self.embeddings_regularizer is not None:
             raise NotImplementedError(f"{method} is not supported together with a lazy embeddings_regularizer.")
-
-
-def _lazy_penalty(regularizer: Any) -> _Penalty | None:
-    """Fastreg's regularizer for what was given."""
-    found = keras.regularizers.get(regularizer)
-    if found is None or isinstance(found, _Penalty):
-        return found
-    if type(found) in REPLACEMENTS:
-        return replaced(found)
-    raise ValueError(
-        "Invalid value for argument embeddings_regularizer: expected fastreg.L1, L2 or L1L2, which can be applied "
-        f"lazily. Received: {found!r}. Use keras.layers.Embedding for others."
-    )

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import keras
+import tensorflow as tf
 
 from fastreg._bridges import choose
 from fastreg._bridges.counters import Choice
-from fastreg._clone import lazy_clone
-from fastreg._tables.table import LazyTable
+from fastreg._candidates import candidates
+from fastreg._changes import Changes
+from fastreg._lazy import forget_traces, make_lazy
+from fastreg._tables.table import LazyTable, not_converted
 from fastreg.regularizers import REPLACEMENTS, _Penalty, replaced
 
 
@@ -35,7 +39,7 @@ class RegularizedValue:
         the regularizer's own code, if it is not fastreg's; `"lazy"` for the table of a `fastreg.Embedding`, whose
         penalty is tracked as its rows are updated.
     reason : str
-        Why.
+        Why; and of an embedding's dense penalty, why it is not lazy.
     """
 
     path: str
@@ -47,12 +51,14 @@ class RegularizedValue:
     reason: str
 
 
+@not_converted
 def accelerate(model: keras.Model, lazy: bool = False) -> keras.Model:
     """Replace Keras's L1, L2 and L1L2 regularizers in a model by fastreg's, in place.
 
-    Covers weights and activities of every layer, nested models included. Factors stay as they are, other regularizers
-    (and subclasses of Keras's) are left alone. Works before and after `compile`, `build` and `fit`: functions that are
-    traced already are traced anew when next used; weights and optimizer state are kept.
+    Covers weights and activities of every layer, nested models included, also of layers that are built later. A
+    regularizer and its replacement have one set of factors, whichever is asked or set. Other regularizers (and
+    subclasses of Keras's) are left alone. Works before and after `compile`, `build` and `fit`: functions that Keras has
+    traced are traced anew when next used; weights and optimizer state are kept.
 
     Where Keras compiles the model with XLA (`jit_compile=True`, and by default on a machine with a GPU), the penalties
     are computed by TensorFlow's own ops, as before: compile with `jit_compile=False` to use the kernels.
@@ -61,46 +67,62 @@ def accelerate(model: keras.Model, lazy: bool = False) -> keras.Model:
     ----------
     model : keras.Model or keras.layers.Layer
     lazy : bool, default False
-        Return a clone instead, of a Functional or Sequential model, whose regularized `keras.layers.Embedding` layers
-        are `fastreg.Embedding` and whose optimizer, if the model is compiled, is a fresh one of the same settings in a
-        `fastreg.LazyRegularization`. The clone has the weights of the model, but not the state of its optimizer.
+        Make the regularized `keras.layers.Embedding` layers of the model `fastreg.Embedding`, and wrap the optimizers
+        of the model and of models in it, where they are compiled, in `fastreg.LazyRegularization`. The layers, their
+        weights, the optimizers and their state stay the same objects with the same values; what a table has in the
+        state of an optimizer goes over to the wrapper. Functions of your own that were traced before have to be made
+        anew, and other models that share such a layer to be compiled with a wrapper.
 
     Returns
     -------
     keras.Model
-        The same object, or the clone.
+        The same object.
 
     Raises
     ------
     TypeError
         If `model` is not a Keras layer or model.
     ValueError
-        If a lazy clone is not possible: of a subclassed model, or with an optimizer without a row-wise form.
+        If a factor is a negative number, or, with `lazy`, if an optimizer has no row-wise form. Nothing is changed
+        then, whatever the error is.
 
     Warns
     -----
     UserWarning
-        If the clone's optimizer is not SGD, or a penalty has an L1 part: its numbers then differ from Keras's.
+        With `lazy`: of embeddings that stay dense, and why; if an optimizer is not SGD, or a penalty has an L1 part,
+        so that the numbers differ from Keras's.
     """
-    if lazy:
-        model = lazy_clone(model)
+    layers = _layers(model)
     replacements: dict[int, _Penalty] = {}
 
-    def replacement(regularizer: Any) -> _Penalty:
+    def replacement(regularizer: Any) -> Any:
         # One for one, so that layers that shared a regularizer still do.
+        if type(regularizer) not in REPLACEMENTS:
+            return regularizer
         if id(regularizer) not in replacements:
             replacements[id(regularizer)] = replaced(regularizer)
         return replacements[id(regularizer)]
 
-    for layer in _layers(model):
-        for name, value in list(vars(layer).items()):
-            if type(value) in REPLACEMENTS:
-                setattr(layer, name, replacement(value))
-        for variable in layer.weights:
-            if type(getattr(variable, "regularizer", None)) in REPLACEMENTS:
-                variable.regularizer = replacement(variable.regularizer)
-        if isinstance(layer, keras.Model):
-            layer.train_function = layer.test_function = layer.predict_function = None
+    def after_build(layer: keras.layers.Layer) -> None:
+        with Changes() as changes:
+            made = _layers(layer)
+            _replace(made, replacement, after_build, changes)
+            if lazy and (names := [repr(candidate.name) for candidate in candidates(layer, made)]):
+                warnings.warn(
+                    f"{', '.join(names)}: made after fastreg.accelerate(model, lazy=True), and dense. Call it again, "
+                    "now that the model is built.",
+                    UserWarning,
+                    stacklevel=2,
+                )
+
+    with tf.init_scope(), Changes() as changes:  # now, also where a function is traced
+        messages = make_lazy(model, layers, replacement, changes) if lazy else []
+        _replace(layers, replacement, after_build, changes)
+        for layer in layers:
+            if isinstance(layer, keras.Model):
+                forget_traces(layer, changes)
+        for message in messages:
+            warnings.warn(message, UserWarning, stacklevel=3)
     return model
 
 
@@ -125,14 +147,26 @@ def inspect(model: keras.Model) -> list[RegularizedValue]:
     TypeError
         If `model` is not a Keras layer or model.
     """
-    layers = list(_layers(model))
+    layers = _layers(model)
+    notes = {
+        id(variable): f"dense: {candidate.obstacle or 'fastreg.accelerate(model, lazy=True) makes it lazy'}"
+        for candidate in candidates(model, layers)
+        for variable in candidate.layer.weights
+    }
     compiled = getattr(model, "compiled", False)
     eager = compiled and bool(model.run_eagerly)
     row = functools.partial(_row, eager=eager, xla=compiled and not eager and bool(model.jit_compile))
     rows = [
         _lazy_row(variable)
         if isinstance(variable, LazyTable)
-        else row(variable.path, "weight", variable.regularizer, math.prod(variable.shape), variable.dtype)
+        else row(
+            variable.path,
+            "weight",
+            variable.regularizer,
+            math.prod(variable.shape),
+            variable.dtype,
+            note=notes.get(id(variable)),
+        )
         for variable in model.trainable_weights
         if getattr(variable, "regularizer", None) is not None
     ]
@@ -144,11 +178,51 @@ def inspect(model: keras.Model) -> list[RegularizedValue]:
     return rows
 
 
-def _layers(model: Any) -> Iterator[keras.layers.Layer]:
-    if not isinstance(model, keras.layers.Layer):
-        raise TypeError(f"Invalid type for argument model: expected a Keras model. Received: {type(model).__name__}")
-    # The one place where Keras lists layers of every kind recursively, RNN cells and wrapped layers included.
-    yield from model._flatten_layers()
+def _layers(model: Any) -> list[keras.layers.Layer]:
+    if isinstance(model, keras.layers.Layer):
+        # The one place where Keras lists layers of every kind recursively, RNN cells and wrapped layers included.
+        return list(model._flatten_layers())
+    received = type(model).__name__
+    if any(base.__module__.startswith(_KERAS_2) for base in type(model).__mro__):
+        received += " of Keras 2 (tf_keras). Make the model with the package keras, version 3"
+    raise TypeError(f"Invalid type for argument model: expected a Keras model. Received: {received}")
+
+
+_KERAS_2 = ("tf_keras.", "tensorflow.python.keras.")
+"""Packages that are Keras 2."""
+
+
+def _replace(
+    layers: Sequence[keras.layers.Layer],
+    replacement: Callable[[Any], _Penalty],
+    after_build: Callable[[keras.layers.Layer], None],
+    changes: Changes,
+) -> None:
+    """Replace the regularizers of layers and their weights, and of what is made when they are built."""
+    for layer in layers:
+        for name, value in list(vars(layer).items()):
+            if type(value) in REPLACEMENTS:
+                changes.set(layer, name, replacement(value))
+        for variable in layer.weights:
+            if type(getattr(variable, "regularizer", None)) in REPLACEMENTS:
+                changes.set(variable, "regularizer", replacement(variable.regularizer))
+        if not layer.built:
+            changes.set(layer, "build", _followed_by(after_build, layer))
+
+
+def _followed_by(action: Callable[[keras.layers.Layer], None], layer: keras.layers.Layer) -> Callable[..., None]:
+    """The method `build` of a layer, with something to do after it, once."""
+    build = layer.build
+
+    @functools.wraps(build)
+    def build_and_act(*arguments: Any, **options: Any) -> None:
+        with Changes() as changes:
+            changes.set(layer, "build", build)
+            build(*arguments, **options)
+        action(layer)
+
+    method: Callable[..., None] = not_converted(build_and_act)
+    return method
 
 
 def _lazy_row(table: LazyTable) -> RegularizedValue:
@@ -159,10 +233,19 @@ def _lazy_row(table: LazyTable) -> RegularizedValue:
 
 
 def _row(
-    path: str, kind: str, regularizer: Any, size: int | None, dtype: str, *, eager: bool, xla: bool
+    path: str,
+    kind: str,
+    regularizer: Any,
+    size: int | None,
+    dtype: str,
+    *,
+    eager: bool,
+    xla: bool,
+    note: str | None = None,
 ) -> RegularizedValue:
     if not isinstance(regularizer, _Penalty):
         choice = Choice("keras", "not a regularizer of fastreg")
     else:
         choice = choose.foresee(dtype, size, eager, xla)
-    return RegularizedValue(path, kind, regularizer, size, dtype, choice.bridge, choice.reason)
+    reason = choice.reason if note is None else f"{choice.reason}; {note}"
+    return RegularizedValue(path, kind, regularizer, size, dtype, choice.bridge, reason)

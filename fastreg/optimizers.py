@@ -9,6 +9,7 @@ import keras
 import tensorflow as tf
 
 from fastreg._bridges import support
+from fastreg._changes import Changes
 from fastreg._tables import gradients, rules
 from fastreg._tables.table import LazyTable, not_converted
 
@@ -26,7 +27,7 @@ class LazyRegularization(keras.optimizers.LossScaleOptimizer):  # type: ignore[m
     ----------
     optimizer : str, dict or keras.optimizers.Optimizer, default "sgd"
         SGD without momentum, Adagrad or Adam without `amsgrad`; without weight decay, moving averages and gradient
-        accumulation. A `LossScaleOptimizer` around one of these is unwrapped, and its settings are kept.
+        accumulation. A `LossScaleOptimizer` around one of these is unwrapped, and its settings and state are kept.
     rowwise : bool, default False
         With Adagrad: one accumulator per row, of the mean of the row's squared gradients, for the tables.
     initial_scale, dynamic_growth_steps
@@ -67,9 +68,10 @@ class LazyRegularization(keras.optimizers.LossScaleOptimizer):  # type: ignore[m
         inner = keras.optimizers.get(optimizer)
         if isinstance(inner, LazyRegularization):
             raise ValueError("Invalid value for argument optimizer: expected one that is not wrapped already.")
+        scaling = None
         if isinstance(inner, keras.optimizers.LossScaleOptimizer):
             initial_scale, dynamic_growth_steps = inner.initial_scale, inner.dynamic_growth_steps
-            inner = inner.inner_optimizer
+            scaling, inner = inner, inner.inner_optimizer
         rule, fixed = rules.rule_of(inner, rowwise), inner.loss_scale_factor
         if initial_scale is None and fixed is None and keras.config.dtype_policy().name == "mixed_float16":
             initial_scale = 2.0**15
@@ -81,16 +83,48 @@ class LazyRegularization(keras.optimizers.LossScaleOptimizer):  # type: ignore[m
             self.step_counter = self.add_variable((), dtype="int", name="step_counter")
             scale = keras.initializers.Constant(initial_scale)
             self.dynamic_scale = self.add_variable((), scale, dtype="float32", name="dynamic_scale")
+            if scaling is not None and scaling.built:
+                self.step_counter.assign(scaling.step_counter)
+                self.dynamic_scale.assign(scaling.dynamic_scale)
 
     def build(self, variables: Sequence[Any]) -> None:
         """Make the slots: of tables here, of other variables in the wrapped optimizer."""
         if self.built:
             return
-        self._trainable_variables = list(variables)
-        for table in _tables(variables):
-            self._rule.build(table, self._add_slot)
+        with Changes() as changes:
+            self._build(list(variables), changes)
         self.inner_optimizer.build([variable for variable in variables if not isinstance(variable, LazyTable)])
+
+    @property
+    def variables(self) -> list[keras.Variable]:
+        """Its own and the wrapped optimizer's, with the slots of tables where that one would have them."""
+        inner = self._rule.in_order(self._trainable_variables)
+        others = {id(variable) for variable in inner}
+        return [variable for variable in self._variables if id(variable) not in others] + inner
+
+    def take_over(self, changes: Changes) -> None:
+        """Go on where the wrapped optimizer stopped, if it was built: what it keeps for tables becomes this one's."""
+        if not self.inner_optimizer.built:
+            return
+        variables = list(self.inner_optimizer._trainable_variables)
+        if self.built:
+            self._add_tables(variables, changes)
+        else:
+            self._build(variables, changes)
+
+    def _build(self, variables: list[Any], changes: Changes) -> None:
+        rules.set_list(self, "_trainable_variables", variables)
+        self._add_tables(variables, changes)
         self.built = True
+
+    def _add_tables(self, variables: Sequence[Any], changes: Changes) -> None:
+        """Make the slots of the tables among these variables; what the wrapped optimizer has for them goes over."""
+        tables = [variable for variable in variables if isinstance(variable, LazyTable)]
+        changes.callback(rules.set_variables, self, list(self._variables))
+        for table in tables:
+            self._rule.build(table, self._add_slot, changes)
+        if self.inner_optimizer.built:
+            self._rule.release(tables, changes)
 
     @not_converted
     def apply(self, grads: Sequence[Any], trainable_variables: Sequence[Any] | None = None) -> None:
@@ -101,7 +135,7 @@ class LazyRegularization(keras.optimizers.LossScaleOptimizer):  # type: ignore[m
         NotImplementedError
             While tracing for XLA, if there is a table.
         ValueError
-            If a table is new to the optimizer, or has a dense gradient.
+            If a table is new to the optimizer.
         """
         if trainable_variables is None:
             trainable_variables = self._trainable_variables
@@ -114,7 +148,7 @@ class LazyRegularization(keras.optimizers.LossScaleOptimizer):  # type: ignore[m
         sparse = [(gradient, table) for gradient, table in pairs if isinstance(table, LazyTable)]
         if sparse:
             self._check(sparse)
-            sparse = [(None if g is None else gradients.sparse(g, table.path), table) for g, table in sparse]
+            sparse = [(None if g is None else gradients.sparse(g, table), table) for g, table in sparse]
         inner = self.inner_optimizer
         if self.initial_scale is not None or inner.clipnorm or inner.clipvalue or inner.global_clipnorm:
             # What is asked of a gradient is asked of the sum for each row; else the update sums by itself.
@@ -146,11 +180,11 @@ class LazyRegularization(keras.optimizers.LossScaleOptimizer):  # type: ignore[m
         return cls(**{**config, "optimizer": optimizer})
 
     def _add_slot(
-        self, table: LazyTable, name: str, shape: tuple[int, ...], value: float, dtype: str
+        self, table: LazyTable, name: str, shape: tuple[int, ...], initializer: Any, dtype: str
     ) -> keras.Variable:
         with keras.name_scope(self.name, caller=self):
             slot = rules.Slot(
-                keras.initializers.Constant(value),
+                initializer,
                 shape=shape,
                 dtype=dtype,
                 trainable=False,
@@ -207,7 +241,3 @@ class LazyRegularization(keras.optimizers.LossScaleOptimizer):  # type: ignore[m
             inner.apply(*zip(*dense, strict=True))
         else:  # Keras's optimizers would not count a step that concerns none of their variables
             inner._iterations.assign_add(1)
-
-
-def _tables(variables: Sequence[Any]) -> list[LazyTable]:
-    return [variable for variable in variables if isinstance(variable, LazyTable)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,20 +13,22 @@ from fastreg._bridges.support import arithmetic_dtype
 from fastreg._tables.table import LazyTable
 
 
-def sparse(gradient: Any, path: str) -> tf.IndexedSlices:
-    """The gradient of a table in the arithmetic dtype of the table.
+def sparse(gradient: Any, table: LazyTable) -> tf.IndexedSlices:
+    """The gradient of a table in the arithmetic dtype of the table, of all rows if it is dense.
 
-    Raises
-    ------
-    ValueError
-        If the gradient is dense.
+    Warns
+    -----
+    UserWarning
+        If it is dense.
     """
     if not isinstance(gradient, tf.IndexedSlices):
-        raise ValueError(
-            f"Invalid gradient of the lazily regularised table {path!r}: expected tf.IndexedSlices, from lookups. "
-            "Received: a dense gradient. A training step that reads the whole table, as tied output weights do, or "
-            "that looks rows up in a tf.while_loop, trains all rows: use keras.layers.Embedding for it."
+        warnings.warn(
+            f"A training step reads all of the table {table.path!r}, as tied output weights do, or looks rows up in a "
+            "tf.while_loop. It then trains all rows, lazily or not: keras.layers.Embedding is as fast.",
+            UserWarning,
+            stacklevel=2,
         )
+        gradient = tf.IndexedSlices(gradient, tf.range(table.shape[0]), tf.constant(tuple(table.shape), tf.int64))
     return _with_values(gradient, tf.cast(gradient.values, arithmetic_dtype(gradient.values.dtype)))
 
 

@@ -8,8 +8,10 @@ from typing import Any, NamedTuple
 import keras
 import tensorflow as tf
 from fastreg_kernels.cpu import updates
+from keras.src.utils.tracking import DotNotTrackScope
 
 from fastreg._bridges.support import arithmetic_dtype
+from fastreg._changes import Changes
 from fastreg._tables.table import LazyTable
 from fastreg._tables.variable import OwnVariable
 
@@ -59,17 +61,64 @@ class Rule:
         self._number, self._optimizer = number, optimizer
         self._slots: dict[int, tuple[keras.Variable, ...]] = {}
 
-    def build(self, table: LazyTable, add_slot: Callable[..., keras.Variable]) -> None:
+    def build(self, table: LazyTable, add_slot: Callable[..., keras.Variable], changes: Changes) -> None:
         """Make the slots of a table, in the dtype of the arithmetic."""
+        changes.keep(self._slots)
         per_weight, dtype = tuple(table.shape), arithmetic_dtype(table.dtype).name
-        shapes, value = {
-            updates.SGD: ({}, 0.0),
-            updates.ADAGRAD: ({"accumulator": per_weight}, "initial_accumulator_value"),
-            updates.ROWWISE_ADAGRAD: ({"row_accumulator": (per_weight[0], 1)}, "initial_accumulator_value"),
-            updates.ADAM: ({"momentum": per_weight, "velocity": per_weight}, 0.0),
+        shapes: dict[str, tuple[int, ...]] = {
+            updates.SGD: {},
+            updates.ADAGRAD: {"accumulator": per_weight},
+            updates.ROWWISE_ADAGRAD: {"row_accumulator": (per_weight[0], 1)},
+            updates.ADAM: {"momentum": per_weight, "velocity": per_weight},
         }[self._number]
-        start = getattr(self._optimizer, value) if isinstance(value, str) else value
-        self._slots[id(table)] = tuple(add_slot(table, name, shape, start, dtype) for name, shape in shapes.items())
+        self._slots[id(table)] = tuple(
+            add_slot(table, name, shape, self._start(table, name), dtype) for name, shape in shapes.items()
+        )
+
+    def _start(self, table: LazyTable, name: str) -> Any:
+        """What initializes a slot: what the optimizer has in its own, if it was built with the table."""
+        position = next((i for i, v in enumerate(self._optimizer._trainable_variables) if v is table), None)
+        if position is None:
+            return keras.initializers.Constant(getattr(self._optimizer, "initial_accumulator_value", 0.0))
+        with tf.init_scope():
+            value = tf.convert_to_tensor(getattr(self._optimizer, _OF_KERAS[name])[position])
+            if self._number == updates.ROWWISE_ADAGRAD:
+                value = tf.reduce_mean(value, axis=1, keepdims=True)
+        return lambda shape, dtype: tf.cast(value, dtype)  # noqa: ARG005
+
+    def release(self, tables: Sequence[LazyTable], changes: Changes) -> None:
+        """Make the optimizer one that was built without these tables; it keeps everything else."""
+        optimizer = self._optimizer
+        positions = [i for i, v in enumerate(optimizer._trainable_variables) if all(v is not t for t in tables)]
+        released: set[int] = set()
+        for name in _NAMES:
+            if slots := getattr(optimizer, name, None):
+                kept = [slots[i] for i in positions]
+                released |= {id(slot) for slot in slots} - {id(slot) for slot in kept}
+                changes.set(optimizer, name, kept)
+        variables = optimizer._trainable_variables
+        changes.callback(set_list, optimizer, "_trainable_variables", variables)
+        set_list(optimizer, "_trainable_variables", [variables[i] for i in positions])
+        indices = {optimizer._var_key(v): i for i, v in enumerate(optimizer._trainable_variables)}
+        changes.set(optimizer, "_trainable_variables_indices", indices)
+        changes.callback(set_variables, optimizer, optimizer.variables)
+        set_variables(optimizer, [v for v in optimizer.variables if id(v) not in released])
+
+    def in_order(self, variables: Sequence[Any]) -> list[keras.Variable]:
+        """What the optimizer has and the slots of tables, in the order in which it would have all for these variables.
+
+        A file then goes into an optimizer for which other variables are tables, or none.
+        """
+        optimizer, slots = self._optimizer, []
+        indices = {id(variable): index for index, variable in enumerate(optimizer._trainable_variables)}
+        for variable in variables:
+            if id(variable) in indices:
+                lists = [getattr(optimizer, name, None) for name in _NAMES]
+                slots += [each[indices[id(variable)]] for each in lists if each]
+            else:
+                slots += self._slots.get(id(variable), ())
+        known = {id(slot) for slot in slots}
+        return [variable for variable in optimizer.variables if id(variable) not in known] + slots
 
     def knows(self, table: LazyTable) -> bool:
         """Whether slots were made for this table."""
@@ -80,6 +129,32 @@ class Rule:
         names = ("beta_1", "beta_2", "epsilon") if self._number == updates.ADAM else ("epsilon",)
         settings = tuple(float(getattr(self._optimizer, name, 0.0)) for name in names)
         return Step(self._number, self._slots[id(table)], settings, rate, scale, number)
+
+
+_OF_KERAS = {
+    "accumulator": "_accumulators",
+    "row_accumulator": "_accumulators",
+    "momentum": "_momentums",
+    "velocity": "_velocities",
+}
+"""Attributes in which Keras's optimizers keep what is a slot here, a list for their variables."""
+
+_NAMES = tuple(dict.fromkeys(_OF_KERAS.values()))
+
+
+def set_variables(optimizer: Any, variables: Sequence[keras.Variable]) -> None:
+    """Set what a built optimizer of Keras's has: steps, learning rate, slots."""
+    # A new list: checkpoints refuse one that was changed in place.
+    set_list(optimizer, "_variables", variables)
+    tracker = optimizer._tracker
+    tracker.config["variables"] = (tracker.config["variables"][0], optimizer._variables)
+    tracker.stored_ids["variables"] = {id(variable) for variable in variables}
+
+
+def set_list(optimizer: Any, name: str, items: Sequence[Any]) -> None:
+    """Set an attribute of a built optimizer of Keras's as Keras does: its tracker does not look into the list."""
+    with DotNotTrackScope():
+        setattr(optimizer, name, list(items))
 
 
 class Slot(keras.Variable):  # type: ignore[misc]

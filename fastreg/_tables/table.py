@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
@@ -14,8 +15,9 @@ from fastreg import _validation
 from fastreg._bridges import support
 from fastreg._bridges.factors import Factors
 from fastreg._bridges.support import arithmetic_dtype
+from fastreg._changes import Changes
 from fastreg._tables.variable import TableVariable
-from fastreg.regularizers import _Penalty
+from fastreg.regularizers import L2, _Penalty, lazy_penalty
 
 not_converted = tf.autograph.experimental.do_not_convert  # to graph code, of which nothing here is
 
@@ -49,8 +51,7 @@ class LazyTable(keras.Variable):  # type: ignore[misc]
         penalty_every: int | None,
         name: str,
     ) -> None:
-        self._penalty = penalty
-        self._penalty_every = penalty_every or -(-math.prod(shape) // _MEASURED_PER_STEP)
+        self._penalty, self._penalty_every = penalty, penalty_every
         super().__init__(initializer, shape=shape, dtype=dtype, trainable=True, name=name)
 
     def _initialize(self, value: Any) -> None:
@@ -61,6 +62,15 @@ class LazyTable(keras.Variable):  # type: ignore[misc]
                 trainable=self.trainable,
                 name=self.name,
             )
+
+    @classmethod
+    def convert(cls, variable: keras.Variable, penalty: _Penalty, changes: Changes) -> None:
+        """Make a variable of Keras's a table with its value: whoever holds the variable then holds the table."""
+        value = TableVariable(
+            lambda: variable.value, dtype=variable.dtype, trainable=variable.trainable, name=variable.name
+        )
+        changes.afterwards(functools.partial(_empty, variable.value))
+        changes.become(variable, cls, _value=value, _regularizer=None, _penalty=penalty, _penalty_every=None)
 
     @property
     def penalised_by(self) -> _Penalty:
@@ -80,13 +90,8 @@ class LazyTable(keras.Variable):  # type: ignore[misc]
         return _TrackedPenalty(self)
 
     @regularizer.setter
-    def regularizer(self, penalty: Any) -> None:
-        if not isinstance(penalty, _Penalty):
-            raise ValueError(
-                "Invalid value for attribute regularizer: expected fastreg.L1, L2 or L1L2 (with factors of zero to "
-                f"switch it off). Received: regularizer={penalty!r}"
-            )
-        self._penalty = penalty
+    def regularizer(self, regularizer: Any) -> None:
+        self._penalty = lazy_penalty(regularizer, "attribute regularizer") or L2(0.0)
 
     @property
     def overwrite_with_gradient(self) -> bool:
@@ -102,8 +107,11 @@ class LazyTable(keras.Variable):  # type: ignore[misc]
     @not_converted
     def factors(self) -> Factors:
         """l1 and l2, here and now."""
-        l1, l2 = (getattr(self._penalty, name, 0.0) for name in ("l1", "l2"))
-        return Factors(_validation.current_factor(l1, "l1"), _validation.current_factor(l2, "l2"))
+        penalty = self._penalty
+        return Factors(
+            **{"l1": 0.0, "l2": 0.0}
+            | {name: _validation.current_factor(getattr(penalty, name), name) for name in penalty.factors}
+        )
 
     @not_converted
     def flush(self) -> None:
@@ -152,7 +160,8 @@ class LazyTable(keras.Variable):  # type: ignore[misc]
         """The penalty of the true weights as a scalar of their dtype: tracked in a training step, in which a tape
         records, and exact elsewhere.
         """
-        return self._value.penalty(self.factors(), self._penalty_every if support.tape_is_active() else 0)
+        every = self._penalty_every or -(-math.prod(self._shape) // _MEASURED_PER_STEP)
+        return self._value.penalty(self.factors(), every if support.tape_is_active() else 0)
 
     @not_converted
     def exact_penalty(self) -> tf.Tensor:
@@ -162,6 +171,15 @@ class LazyTable(keras.Variable):  # type: ignore[misc]
     def sparsity(self) -> float:
         """The share of weights that are exactly zero."""
         return int(self._value.count_zeros()) / float(np.prod(self._shape))
+
+
+def _empty(variable: tf.Variable) -> None:
+    """Give back the memory of a variable that a table stands for now.
+
+    A function that was traced with it then fails, where it would have gone on to train what nobody reads.
+    """
+    nothing = tf.zeros((0, *variable.shape[1:]), variable.dtype)
+    tf.raw_ops.AssignVariableOp(resource=variable.handle, value=nothing, validate_shape=False)
 
 
 class _TrackedPenalty:

@@ -80,7 +80,7 @@ def test_nothing_of_keras_is_left(bridge, kind):
     assert [type(r).__name__ for r in after] == [type(r).__name__ for r in before]
     assert [r.get_config() for r in after] == [r.get_config() for r in before]
     assert all(isinstance(r, FASTREG) for r in after)
-    assert not any(isinstance(value, KERAS) for layer in model._flatten_layers() for value in vars(layer).values())
+    assert not any(type(value) in KERAS for layer in model._flatten_layers() for value in vars(layer).values())
     model(x)
     np.testing.assert_allclose([float(loss) for loss in model.losses], losses, rtol=1e-5)
     twice = found(fastreg.accelerate(model))
@@ -103,6 +103,54 @@ def test_other_regularizers_are_left_alone():
     assert [row.bridge for row in fastreg.inspect(model)][:3] == ["keras"] * 3
 
 
+def dense_pair(first, second):
+    return keras.Sequential(
+        [
+            keras.Input((3,)),
+            layers.Dense(4, kernel_regularizer=first, activity_regularizer="l1"),
+            layers.Dense(1, kernel_regularizer=second),
+        ]
+    )
+
+
+def test_nothing_is_changed_if_anything_fails():
+    wrong = regularizers.L2(0.5)
+    model = dense_pair("l2", wrong)
+    model.add(layers.Dense(1, bias_regularizer="l1"))
+    model.compile("sgd", "mse")
+    data = np.ones((4, 3)), np.ones((4, 1))
+    model.fit(*data, verbose=0)
+    wrong.l2 = -1
+    regularized, function = found(model), model.train_function
+    with pytest.raises(ValueError, match="argument l2: expected a non-negative float"):
+        fastreg.accelerate(model)
+    assert all(one is other for one, other in zip(found(model), regularized, strict=True))
+    assert not [r for layer in model.layers for r in vars(layer).values() if isinstance(r, FASTREG)]
+    assert model.train_function is function
+    wrong.l2 = 0.5
+    assert all(isinstance(r, FASTREG) for r in found(fastreg.accelerate(model)))
+
+
+@pytest.mark.parametrize("name", ["L1", "L2", "L1L2"])
+def test_the_regularizer_that_the_user_holds_still_counts(bridge, name):
+    """Also for layers that share it, and the other way round; until something is traced, as with Keras's."""
+    factor = "l1" if name == "L1" else "l2"
+    held = [getattr(regularizers, name)(**{factor: 0.0}) for _ in range(2)]
+    models = [dense_pair(penalty, penalty) for penalty in held]
+    models[1].set_weights(models[0].get_weights())
+    fastreg.accelerate(models[0])
+    for value in (0.5, 0.125):
+        for model, penalty in zip(models, held, strict=True):
+            setattr(penalty, factor, value)
+            model.compile(keras.optimizers.SGD(0.1), "mse", jit_compile=False)
+            model.fit(np.ones((4, 3)), np.ones((4, 1)), verbose=0)
+        for ours, theirs in zip(*(model.get_weights() for model in models), strict=True):
+            np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
+        assert models[0].layers[0].get_config()["kernel_regularizer"]["config"][factor] == value
+    setattr(models[0].layers[0].kernel.regularizer, factor, 0.25)
+    assert getattr(held[0], factor) == 0.25
+
+
 def test_shared_instances_stay_shared():
     one, other = regularizers.L2(0.1), regularizers.L2(0.1)
     stack = [layers.Dense(3, kernel_regularizer=r, bias_regularizer=r) for r in (one, one, other)]
@@ -121,6 +169,57 @@ def test_unbuilt_models(bridge):
     assert all(isinstance(r, FASTREG) for r in found(model))
     assert len(found(model)) == 2
     assert float(sum(model.losses)) > 0
+
+
+class FromNumber(layers.Layer):
+    """Regularizers that there are only when the layer is built: from a number, by name, and in a layer of its own."""
+
+    def build(self, shape):
+        self.penalty = regularizers.L2(0.5)
+        self.kernel = self.add_weight(shape=(shape[-1], 4), regularizer=self.penalty)
+        self.bias = self.add_weight(shape=(4,), initializer="ones", regularizer="l2")
+        self.inner = layers.Dense(4, kernel_regularizer=regularizers.L1L2(0.1, 0.1), bias_regularizer="l2")
+        self.last = keras.Sequential([layers.Dense(2, kernel_regularizer="l2", activity_regularizer="l2")])
+        self.inner.build((*shape[:-1], 4))
+
+    def call(self, x):
+        return self.last(self.inner(keras.ops.matmul(x, self.kernel) + self.bias))
+
+
+class AtFirstCall(keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.head = layers.Dense(2)
+
+    def call(self, x):
+        if not hasattr(self, "made"):
+            self.made = FromNumber()
+        return self.head(self.made(x))
+
+
+@pytest.mark.parametrize("make", [lambda: keras.Sequential([FromNumber()]), AtFirstCall])
+@pytest.mark.parametrize("times", [1, 2])
+@pytest.mark.parametrize("trained", [False, True])
+def test_what_layers_make_when_they_are_built(make, times, trained):
+    results = []
+    for accelerated in (False, True):
+        keras.utils.set_random_seed(3)
+        model = make()
+        model.compile("sgd", "mse", jit_compile=False)
+        for _ in range(times if accelerated else 0):
+            fastreg.accelerate(model)
+        if trained:
+            model.fit(np.ones((4, 3)), np.ones((4, 2)), verbose=0)
+        else:
+            model(np.ones((4, 3)))
+        if accelerated:
+            assert all(isinstance(r, FASTREG) for r in found(model))
+            assert not [r for layer in model._flatten_layers() for r in vars(layer).values() if type(r) in KERAS]
+            assert not [layer for layer in model._flatten_layers() if layer.build.__name__ == "build_and_act"]
+        results.append((len(found(model)), model.get_weights()))
+    assert results[0][0] == results[1][0] == 6
+    for ours, theirs in zip(*(weights for _, weights in results), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
 
 
 def test_layers_are_accepted_too(bridge):
@@ -144,6 +243,40 @@ def test_nothing_is_printed(capfd):
 def test_what_is_no_model(function, wrong):
     with pytest.raises(TypeError, match="Invalid type for argument model"):
         function(wrong)
+
+
+def test_models_of_keras_2_are_told():
+    from tensorflow.python.keras import Sequential
+
+    for function in (fastreg.accelerate, fastreg.inspect):
+        with pytest.raises(TypeError, match=r"expected a Keras model.*: Sequential of Keras 2"):
+            function(Sequential())
+
+
+class TopTwo(layers.Layer):
+    """Values and where they stand, which are integers."""
+
+    def call(self, x):
+        return keras.ops.top_k(x, 2)
+
+
+@pytest.mark.parametrize("name", ["L1", "L2", "L1L2"])
+def test_outputs_that_are_integers_are_left_to_keras(bridge, name):
+    results = []
+    for accelerated in (False, True):
+        keras.utils.set_random_seed(1)
+        x = keras.Input((5,))
+        values, places = TopTwo(activity_regularizer=getattr(regularizers, name)(0.25))(layers.Dense(4)(x))
+        model = keras.Model(x, keras.ops.sum(values * keras.ops.cast(places, "float32"), 1))
+        if accelerated:
+            fastreg.accelerate(model)
+        model.compile(keras.optimizers.SGD(0.01), "mse", jit_compile=False)
+        data = np.random.default_rng(0).normal(size=(8, 5)).astype("float32")
+        losses = model.fit(data, np.ones(8), epochs=2, verbose=0).history["loss"]
+        model(data)
+        results.append([*losses, *(float(loss) for loss in model.losses), *model.get_weights()])
+    for ours, theirs in zip(*results, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(("name", "compiled"), [("custom", False), ("shared", True), ("activity", True)])

@@ -21,7 +21,7 @@ def both(name, factors):
 @EACH
 def test_identity(name, factors):
     ours, theirs = both(name, factors)
-    assert isinstance(ours, keras.regularizers.Regularizer)
+    assert isinstance(ours, type(theirs))  # for what looks for regularizers, and their strengths, by class
     assert type(ours).__name__ == type(theirs).__name__ == name
     assert type(ours) is not type(theirs)
     assert ours.get_config() == theirs.get_config() == factors
@@ -52,14 +52,21 @@ def test_classic_spellings():
     for made, cls, config in (
         (fastreg.l1(), fastreg.L1, {"l1": 0.01}),
         (fastreg.l1(l=0.5), fastreg.L1, {"l1": 0.5}),
+        (fastreg.l1(l1=0.5), fastreg.L1, {"l1": 0.5}),
+        (fastreg.l1(0.5), fastreg.L1, {"l1": 0.5}),
         (fastreg.l2(), fastreg.L2, {"l2": 0.01}),
         (fastreg.l2(l=0.5), fastreg.L2, {"l2": 0.5}),
+        (fastreg.l2(l2=0.5), fastreg.L2, {"l2": 0.5}),
+        (fastreg.l2(0.5), fastreg.L2, {"l2": 0.5}),
         (fastreg.l1_l2(), fastreg.L1L2, {"l1": 0.01, "l2": 0.01}),
         (fastreg.l1_l2(l1=0.5), fastreg.L1L2, {"l1": 0.5, "l2": 0.01}),
         (fastreg.l1_l2(0.5, 0.25), fastreg.L1L2, {"l1": 0.5, "l2": 0.25}),
     ):
         assert type(made) is cls
         assert made.get_config() == config
+    for name in ("l1", "l2"):
+        with pytest.raises(ValueError, match=f"argument l: expected none together with {name}.*l=0.5, {name}=0.25"):
+            getattr(fastreg, name)(0.25, l=0.5)
 
 
 @EACH
@@ -147,6 +154,35 @@ def test_activity_penalties_are_of_the_outputs_dtype(bridge, name, factors, poli
     assert ours.losses[0].dtype == theirs.losses[0].dtype == keras.DTypePolicy(policy).compute_dtype
     mine, keras_own = (float(tf.cast(layer.losses[0], tf.float64)) for layer in (ours, theirs))
     assert mine == pytest.approx(keras_own, rel=2e-2 if "16" in policy else 1e-6)
+
+
+@EACH
+@pytest.mark.parametrize("accelerated", [False, True])
+def test_a_negative_factor_that_is_set_later(name, factors, accelerated):
+    """One answer, whoever comes upon it first."""
+    ours, theirs = both(name, factors)
+    if accelerated:
+        layer = keras.layers.Dense(2, kernel_regularizer=theirs)
+        fastreg.accelerate(layer)
+        ours = layer.kernel_regularizer
+    table = fastreg.Embedding(3, 2, embeddings_regularizer=ours)
+    table.build()
+    last = list(factors)[-1]
+    setattr(theirs if accelerated else ours, last, -1)
+    x = tf.ones(3)
+    for use in (
+        lambda: ours(x),
+        lambda: tf.function(lambda: ours(x), autograph=False)(),
+        lambda: tf.function(lambda: ours(x), autograph=False, jit_compile=True)(),
+        lambda: ours(keras.KerasTensor((3,))),
+        ours.get_config,
+        lambda: table.losses,
+        table.penalty,
+        table.get_config,
+        lambda: fastreg.Embedding(3, 2, embeddings_regularizer=ours).get_config(),
+    ):
+        with pytest.raises(ValueError, match=f"^Invalid value for argument {last}: expected a non-negative float"):
+            use()
 
 
 def test_a_model_without_penalties_has_no_losses():

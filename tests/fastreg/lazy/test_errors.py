@@ -84,6 +84,60 @@ def test_arguments_that_cannot_be_lazy(options):
         fastreg.Embedding(5, 3, **{"embeddings_regularizer": fastreg.L2(), **options})
 
 
+class GroupLasso(fastreg.L2):
+    def __call__(self, x):
+        return self.l2 * keras.ops.sum(keras.ops.norm(x, axis=1))
+
+
+class Centred(fastreg.L1L2):
+    def _penalty(self, x, l1, l2):
+        return super()._penalty(x - 1.0, l1, l2)
+
+
+class Counting(fastreg.L2):
+    """Its factor is another number each time it is asked for."""
+
+    asked = 0
+
+    @property
+    def l2(self):
+        self.asked += 1
+        return 0.1 * self.asked
+
+    @l2.setter
+    def l2(self, value):
+        pass
+
+
+class Named(fastreg.L2):
+    """Changes nothing that counts."""
+
+    def __init__(self, l2=0.25, name=""):
+        super().__init__(l2)
+        self.l1, self.name = 5.0, name
+
+    def get_config(self):
+        return {**super().get_config(), "name": self.name}
+
+
+@pytest.mark.parametrize("penalty", [GroupLasso(0.1), Centred(0.1, 0.1), Counting()], ids=lambda p: type(p).__name__)
+def test_regularizers_that_compute_something_else(lazy, penalty):
+    """A table knows factors only: such a regularizer would be taken for the plain one."""
+    with pytest.raises(ValueError, match=r"embeddings_regularizer.*with its own .*Use keras.layers.Embedding"):
+        fastreg.Embedding(5, 3, embeddings_regularizer=penalty)
+    layer = lazy.plan(1).layer(fastreg.L2(0.5))
+    for owner, name in ((layer, "embeddings_regularizer"), (layer.embeddings, "regularizer")):
+        with pytest.raises(ValueError, match=rf"attribute {name}.*with its own"):
+            setattr(owner, name, penalty)
+    assert layer.embeddings_regularizer.get_config() == {"l2": 0.5}
+
+
+def test_regularizers_that_change_nothing_that_counts(lazy, float64):
+    plan = lazy.plan(5)
+    weights = plan.train(plan.layer(Named(name="decay")), lazy.optimizer("sgd"))
+    assert lazy.error(weights, lazy.oracle(plan, "sgd", [0.25] * 5, l2=0.25)) < 1e-12
+
+
 def test_lora_and_quantization_are_refused(lazy):
     layer = lazy.plan(1).layer(fastreg.L2())
     with pytest.raises(NotImplementedError, match="enable_lora"):
@@ -130,16 +184,6 @@ def test_a_learning_rate_that_would_turn_weights_around(lazy, float64):
     layer = plan.layer(fastreg.L2(1.0))
     with pytest.raises(tf.errors.InvalidArgumentError, match="learning_rate \\* l2"):
         plan.train(layer, lazy.optimizer("sgd", 0.5))
-
-
-def test_a_step_that_reads_the_whole_table_is_refused(lazy):
-    """Tied weights would train every row at every step."""
-    layer = lazy.plan(1).layer(fastreg.L2(), dtype="float32")
-    optimizer = fastreg.LazyRegularization("sgd")
-    with tf.GradientTape() as tape:
-        loss = tf.reduce_sum(layer(tf.constant([1]))) + tf.reduce_sum(tf.square(tf.convert_to_tensor(layer.embeddings)))
-    with pytest.raises(ValueError, match="dense gradient"):
-        optimizer.apply(tape.gradient(loss, layer.trainable_weights), layer.trainable_weights)
 
 
 def test_an_unknown_table(lazy):

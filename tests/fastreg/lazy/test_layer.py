@@ -96,8 +96,53 @@ def test_changing_the_factors_between_fits(lazy, float64):
         np.testing.assert_allclose(layer.penalty(), penalty, rtol=1e-11)
         np.testing.assert_allclose(layer.losses, [penalty], rtol=1e-11)
     assert lazy.error(layer.embeddings.numpy(), expected) < 1e-12
-    with pytest.raises(ValueError, match="attribute regularizer"):
-        layer.embeddings.regularizer = None
+
+
+def test_setting_the_regularizer(lazy, float64):
+    """On the layer or on its table, built or not: what is trained is what the configuration says."""
+    plan = lazy.plan(24)
+    layer, optimizer, expected = plan.layer(fastreg.L1(0.5)), lazy.optimizer("adagrad"), plan.start
+    state = {}
+    for number, (penalty, l1, l2) in enumerate(
+        [
+            (keras.regularizers.L2(0.125), 0.0, 0.125),
+            ("l1", 0.01, 0.0),
+            (None, 0.0, 0.0),
+            (fastreg.L1L2(0.02, 0.25), 0.02, 0.25),
+        ]
+    ):
+        for owner, name in ((layer, "embeddings_regularizer"), (layer.embeddings, "regularizer")):
+            setattr(owner, name, penalty)
+            config = layer.get_config()["embeddings_regularizer"]["config"]
+            assert config == pytest.approx({k: v for k, v in (("l1", l1), ("l2", l2)) if k in config})
+            assert layer.embeddings.regularizer.get_config() == config
+        steps = range(6 * number, 6 * number + 6)
+        plan.train(layer, optimizer, steps)
+        expected = lazy.oracle(plan, "adagrad", [0.25] * 24, l1, l2, steps, expected, state=state)
+        assert lazy.error(layer.embeddings.numpy(), expected) < 1e-7
+        value = l1 * np.abs(expected).sum() + l2 * np.square(expected).sum()
+        np.testing.assert_allclose(layer.losses, [value], rtol=1e-7)
+    assert isinstance(layer.embeddings_regularizer, fastreg.L1L2)
+
+
+def test_setting_the_regularizer_before_the_layer_is_built():
+    layer = fastreg.Embedding(5, 3)
+    assert layer.supports_jit
+    layer.embeddings_regularizer = "l2"
+    assert not layer.supports_jit
+    layer.build()
+    assert isinstance(layer.embeddings, LazyTable)
+    other = fastreg.Embedding(5, 3, embeddings_regularizer="l2")
+    other.embeddings_regularizer = None
+    other.build()
+    assert not isinstance(other.embeddings, LazyTable)
+    assert other.embeddings_regularizer is other.get_config()["embeddings_regularizer"] is None
+    with pytest.raises(ValueError, match=r"attribute embeddings_regularizer.*was built without.*weights="):
+        other.embeddings_regularizer = fastreg.L2()
+    constrained = fastreg.Embedding(5, 3, embeddings_constraint="non_neg")
+    constrained.embeddings_regularizer = "l2"
+    with pytest.raises(ValueError, match="argument embeddings_constraint: expected None"):
+        constrained.build()
 
 
 def test_weights_are_interchangeable_with_keras_s_layer(lazy):
