@@ -11,7 +11,7 @@ import keras
 from fastreg._candidates import candidates
 from fastreg._changes import Changes
 from fastreg._tables.table import LazyTable
-from fastreg.embedding import PENALTY_EVERY, Embedding
+from fastreg.embedding import Embedding
 from fastreg.optimizers import LazyRegularization
 from fastreg.regularizers import _Penalty
 
@@ -141,8 +141,8 @@ def _compile_config(model: keras.Model) -> dict[str, Any] | None:
 def _convert(layer: keras.layers.Embedding, penalty: _Penalty, changes: Changes) -> None:
     """Make an embedding of Keras's a lazily regularised one: the same layer, and the same variable if it is built."""
     if layer.built:
-        LazyTable.convert(layer.embeddings, penalty, PENALTY_EVERY, changes)
-    changes.become(layer, Embedding, embeddings_regularizer=penalty, penalty_every=PENALTY_EVERY, supports_jit=False)
+        LazyTable.convert(layer.embeddings, penalty, changes)
+    changes.become(layer, Embedding, embeddings_regularizer=penalty, penalty_every=None, supports_jit=False)
 
 
 def _is_lazy(layer: keras.layers.Layer) -> bool:
