@@ -88,7 +88,7 @@ class TableVariable(OwnVariable):
         with support.on_host():
             return self._way().lookup(self, ids)
 
-    def update(self, ids: tf.Tensor, gradient: tf.Tensor, step: Any, factors: Factors) -> None:
+    def update(self, ids: tf.Tensor, gradient: tf.Tensor, step: Any, factors: tf.Tensor) -> None:
         """Shrink all rows by one step's penalty, and update some by an optimizer's rule.
 
         Parameters
@@ -99,7 +99,8 @@ class TableVariable(OwnVariable):
             In the dtype of the arithmetic.
         step : rules.Step
             What the optimizer does in this step.
-        factors : Factors
+        factors : tf.Tensor of shape (2,), float64
+            l1 and l2, by which rows shrink.
 
         Raises
         ------
@@ -115,7 +116,10 @@ class TableVariable(OwnVariable):
             self._way().flush(self)
 
     def penalty(self, factors: Factors, every: int) -> tf.Tensor:
-        """The penalty of the true weights as a scalar of their dtype; with L1 up to `every` steps old."""
+        """The penalty of the true weights as a scalar of their dtype; with L1 up to `every` steps old. Its gradient
+        carries the weight that it has in the loss; see `fastreg._bridges.slices`.
+        """
+        variable_accessed(self)
         with support.on_host():
             return self._way().penalty(self, factors, every)
 
