@@ -10,7 +10,7 @@ from typing import Any
 import keras
 
 from fastreg.embedding import Embedding
-from fastreg.optimizers import LazyRegularization
+from fastreg.optimizers import LazyRegularization, unscaled
 from fastreg.regularizers import REPLACEMENTS, _Penalty
 
 
@@ -45,12 +45,15 @@ def lazy_clone(model: Any) -> keras.Model:
         if config is None:
             raise ValueError("Invalid value for argument model: expected one that was compiled by compile().")
         optimizer = keras.optimizers.deserialize(config["optimizer"])
-        if not isinstance(optimizer, LazyRegularization):
+        if not isinstance(unscaled(optimizer), LazyRegularization):
             optimizer = LazyRegularization(optimizer)
-        if type(optimizer.inner_optimizer) is not keras.optimizers.SGD:
-            name = type(optimizer.inner_optimizer).__name__
+        inner = unscaled(unscaled(optimizer).inner_optimizer)
+        if type(inner) is not keras.optimizers.SGD:
+            name = type(inner).__name__
             differs.append(f"with {name} the penalty is decoupled from the gradient, and idle rows keep their slots")
         config["optimizer"] = keras.optimizers.serialize(optimizer)
+        # Keras's configuration does not tell whether `compile` was to leave the loss alone.
+        config["auto_scale_loss"] = isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer)
         result.compile_from_config(config)
     if differs:
         warnings.warn(f"The numbers will differ from Keras's: {'; '.join(differs)}.", UserWarning, stacklevel=3)

@@ -69,9 +69,9 @@ class LazyRegularization(keras.optimizers.Optimizer):  # type: ignore[misc]
 
     def __init__(self, optimizer: Any = "sgd", rowwise: bool = False, name: str | None = None) -> None:
         inner = keras.optimizers.get(optimizer)
-        if isinstance(inner, LazyRegularization):
+        if isinstance(unscaled(inner), LazyRegularization):
             raise ValueError("Invalid value for argument optimizer: expected one that is not wrapped already.")
-        rule = rules.rule_of(_unscaled(inner), rowwise)
+        rule = rules.rule_of(unscaled(inner), rowwise)
         keras.optimizers.Optimizer.__init__(self, learning_rate=0.0, name=name)
         self.inner_optimizer = inner
         self.rowwise, self._rule = rowwise, rule
@@ -222,7 +222,7 @@ class LazyRegularization(keras.optimizers.Optimizer):  # type: ignore[misc]
         learning rate, step counter and scale where they scaled the loss, the model's variables, slots of tables, and
         the wrapped optimizer's.
         """
-        kept = [*self._rule.slots, *_unscaled(self.inner_optimizer).variables]
+        kept = [*self._rule.slots, *unscaled(self.inner_optimizer).variables]
         first = len(values) - len(kept)
         of_scale = first - 2 - len(self._trainable_variables)
         if of_scale not in (0, 2):
@@ -236,7 +236,7 @@ class LazyRegularization(keras.optimizers.Optimizer):  # type: ignore[misc]
 
     def _apply(self, grads: Sequence[Any], variables: Sequence[Any]) -> None:
         """A step with a table among the variables."""
-        step.take(_unscaled(self.inner_optimizer), self._rule, grads, variables)
+        step.take(unscaled(self.inner_optimizer), self._rule, grads, variables)
 
 
 @keras.saving.register_keras_serializable(package="fastreg")
@@ -249,9 +249,10 @@ class LossScaledLazyRegularization(LazyRegularization, keras.optimizers.LossScal
         loss_scaling.apply(self.inner_optimizer, grads, variables, super()._apply)
 
 
-def _unscaled(optimizer: Any) -> Any:
+def unscaled(optimizer: Any) -> Any:
     """The optimizer in a `LossScaleOptimizer`, or the optimizer."""
-    return optimizer.inner_optimizer if isinstance(optimizer, keras.optimizers.LossScaleOptimizer) else optimizer
+    is_scaler = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
+    return optimizer.inner_optimizer if is_scaler and not isinstance(optimizer, LazyRegularization) else optimizer
 
 
 def _forward(cls: type, names: Sequence[str], target: Callable[[Any], Any]) -> None:
@@ -279,7 +280,7 @@ def _forward(cls: type, names: Sequence[str], target: Callable[[Any], Any]) -> N
         setattr(cls, name, attribute(name))
 
 
-_forward(LazyRegularization, rules.OPTIONS, _unscaled)
+_forward(LazyRegularization, rules.OPTIONS, unscaled)
 _forward(
     LossScaledLazyRegularization,
     ("initial_scale", "dynamic_growth_steps", "dynamic_scale", "step_counter"),

@@ -53,6 +53,11 @@ def keep_gradients_sparse() -> None:
         if not any(isinstance(variable, LazyTable) for variable in variables):
             original(self, grads, trainable_variables)
             return
+        if isinstance(self.inner_optimizer, keras.optimizers.LossScaleOptimizer):
+            raise ValueError(
+                "Invalid value for argument inner_optimizer: expected one that does not scale the loss. "
+                f"Received: {type(self.inner_optimizer).__name__} in a LossScaleOptimizer"
+            )
         if not self.built:
             with keras.name_scope(self.name, caller=self):
                 self.build(variables)

@@ -66,6 +66,34 @@ def test_whose_numbers_differ_is_told(lazy):
     assert layers_of(clone, fastreg.Embedding)[0].embeddings_regularizer.get_config() == {"l1": 0.1, "l2": 0.1}
 
 
+SCALED = {
+    "by the policy": (lambda: keras.optimizers.SGD(0.1), {}),
+    "not": (lambda: keras.optimizers.SGD(0.1), {"auto_scale_loss": False}),
+    "by a fixed factor": (lambda: keras.optimizers.SGD(0.1, loss_scale_factor=16.0), {"auto_scale_loss": False}),
+    "explicitly": (lambda: keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.1), 64.0, 7), {}),
+    "already lazily": (lambda: keras.optimizers.LossScaleOptimizer(fastreg.LazyRegularization("sgd"), 64.0, 7), {}),
+    "lazily inside": (
+        lambda: fastreg.LazyRegularization(keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(), 64.0, 7)),
+        {},
+    ),
+}
+
+
+@pytest.mark.parametrize("how", SCALED)
+def test_the_loss_is_scaled_as_before(lazy, how):
+    keras.config.set_dtype_policy("mixed_float16")
+    make, options = SCALED[how]
+    model = build(optimizer=make(), **options)
+    clone = fastreg.accelerate(model, lazy=True)
+    assert float(clone.optimizer.scale_loss(1.0)) == float(model.optimizer.scale_loss(1.0))
+    kind = keras.optimizers.LossScaleOptimizer
+    assert isinstance(clone.optimizer, kind) == isinstance(model.optimizer, kind)
+    if isinstance(model.optimizer, kind):
+        assert clone.optimizer.dynamic_growth_steps == model.optimizer.dynamic_growth_steps
+    if how != "by a fixed factor":  # by which Keras cannot divide the sparse gradient of its own embedding
+        clone.fit(*lazy.data(), verbose=0)
+
+
 def test_not_compiled_and_frozen():
     model = build()
     next(layer for layer in model.layers if isinstance(layer, keras.Sequential)).layers[0].trainable = False

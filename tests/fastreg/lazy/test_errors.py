@@ -51,9 +51,15 @@ def test_a_missing_wrapper_under_loss_scaling_is_an_error(lazy, eager):
     np.testing.assert_array_equal(model.get_weights()[0], before[0])
 
 
-def test_a_wrapper_in_a_wrapper_is_an_error():
-    with pytest.raises(ValueError, match="wrapped already"):
-        fastreg.LazyRegularization(fastreg.LazyRegularization("sgd"))
+def test_a_wrapper_in_a_wrapper_and_a_scaler_in_a_scaler_are_errors(lazy):
+    scaled = keras.optimizers.LossScaleOptimizer
+    for inner in (fastreg.LazyRegularization("sgd"), scaled(fastreg.LazyRegularization("sgd"))):
+        with pytest.raises(ValueError, match="wrapped already"):
+            fastreg.LazyRegularization(inner)
+    twice = scaled(fastreg.LazyRegularization(scaled(keras.optimizers.SGD())))
+    model = lazy.compiled(fastreg.L2(L2), twice)
+    with pytest.raises(ValueError, match="does not scale the loss"):
+        fit(model, *lazy.data())
 
 
 @pytest.mark.parametrize(
