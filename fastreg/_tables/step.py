@@ -92,13 +92,18 @@ def _checks(rate: tf.Tensor, number: tf.Tensor, sparse: Pairs) -> list[tf.Operat
     """That the learning rate and the weights of penalties are non-negative numbers, without which there is no shrink;
     one check for all tables.
     """
-    weighted = [(gradient.weight, table.path) for gradient, table in sparse if gradient.weight is not None]
-    received = tf.stack([rate, *(weight for weight, _ in weighted)])
-    names = ", ".join(["learning_rate", *(f"weight of the penalty of {path!r} in the loss" for _, path in weighted)])
-    message = f"Invalid numbers in a step of lazily regularised tables: expected non-negative ones for {names}. "
+    received = tf.stack([rate, *(gradient.weight for gradient, _ in sparse if gradient.weight is not None)])
     valid = tf.reduce_all((received >= 0.0) & (received <= tf.float64.max))
-    check = tf.debugging.Assert(valid, [f"{message}Received in step", number, ":", received], summarize=100)
-    return [] if check is None else [check]
+    tables = ", ".join(repr(table.path) for _, table in sparse)
+    message = (
+        f"Invalid learning rate, or weight of a penalty in the loss, for the tables {tables}: expected non-negative "
+        "numbers. Received, the learning rate first, in step"
+    )
+    if not tf.executing_eagerly():
+        return [tf.debugging.Assert(valid, [message, number, received], summarize=100)]
+    if not valid:
+        raise tf.errors.InvalidArgumentError(None, None, f"{message} {int(number)}: {received.numpy().tolist()}")
+    return []
 
 
 @contextmanager

@@ -189,7 +189,7 @@ def test_a_weight_that_is_no_strength(lazy, float64, weight, graph):
             loss = tf.reduce_sum(layer(tf.constant([1]))) + weight * layer.losses[0]
         optimizer.apply(tape.gradient(loss, layer.trainable_weights), layer.trainable_weights)
 
-    with pytest.raises(tf.errors.InvalidArgumentError, match=rf"weight of the penalty of .*{layer.embeddings.path}"):
+    with pytest.raises(tf.errors.InvalidArgumentError, match=f"weight of a penalty.*{layer.embeddings.path}.*{weight:g}"):
         (tf.function(step) if graph else step)()
     np.testing.assert_array_equal(layer.embeddings.numpy(), before)
 
@@ -208,7 +208,7 @@ def test_a_learning_rate_that_is_none(lazy, float64, rate, graph):
         optimizer.apply(tape.gradient(loss, layer.trainable_weights), layer.trainable_weights)
 
     with pytest.raises(
-        tf.errors.InvalidArgumentError, match=f"learning_rate.*{layer.embeddings.path}.*Received in ste"
+        tf.errors.InvalidArgumentError, match=f"learning rate.*{layer.embeddings.path}.*in step.*{rate:g}"
     ):
         (tf.function(step) if graph else step)()
     np.testing.assert_array_equal(layer.embeddings.numpy(), before)
