@@ -189,7 +189,9 @@ def test_a_weight_that_is_no_strength(lazy, float64, weight, graph):
             loss = tf.reduce_sum(layer(tf.constant([1]))) + weight * layer.losses[0]
         optimizer.apply(tape.gradient(loss, layer.trainable_weights), layer.trainable_weights)
 
-    with pytest.raises(tf.errors.InvalidArgumentError, match=f"weight of a penalty.*{layer.embeddings.path}.*{weight:g}"):
+    with pytest.raises(
+        tf.errors.InvalidArgumentError, match=f"weight of a penalty.*{layer.embeddings.path}.*{weight:g}"
+    ):
         (tf.function(step) if graph else step)()
     np.testing.assert_array_equal(layer.embeddings.numpy(), before)
 
@@ -208,7 +210,7 @@ def test_a_learning_rate_that_is_none(lazy, float64, rate, graph):
         optimizer.apply(tape.gradient(loss, layer.trainable_weights), layer.trainable_weights)
 
     with pytest.raises(
-        tf.errors.InvalidArgumentError, match=f"learning rate.*{layer.embeddings.path}.*in step.*{rate:g}"
+        tf.errors.InvalidArgumentError, match=f"learning rate.*{layer.embeddings.path}.*in this step.*{rate:g}"
     ):
         (tf.function(step) if graph else step)()
     np.testing.assert_array_equal(layer.embeddings.numpy(), before)
