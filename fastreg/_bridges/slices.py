@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 INDEX = -1
@@ -36,7 +37,7 @@ def of_penalty(upstream: tf.Tensor, shape: list[int]) -> tf.IndexedSlices:
 
 def elements(upstream: tf.Tensor, width: int) -> tf.Tensor:
     """The row that carries an upstream gradient."""
-    row = tf.fill([1, width], upstream * tf.constant(_unit(upstream.dtype), upstream.dtype))
+    row = upstream * tf.constant(_unit(upstream.dtype), upstream.dtype, (1, width))
     if tf.is_symbolic_tensor(row):
         setattr(row, _WEIGHT, upstream)
     return row
@@ -64,18 +65,29 @@ def split(gradient: tf.IndexedSlices) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor |
         elif _origin(indices, _ROWS) is not None:
             rows.append((values, indices))
         else:
-            of_rows = tf.cast(indices == INDEX, tf.int32)
-            values, carried = tf.dynamic_partition(values, of_rows, 2)
-            indices, _ = tf.dynamic_partition(indices, of_rows, 2)
+            values, indices, weight = _partitioned(values, indices)
             rows.append((values, indices))
-            if carried.shape[0] != 0:
-                weights.append(_weight(carried))
+            weights += [] if weight is None else [weight]
     if not weights:
         return gradient.values, gradient.indices, None
     if not rows:
         rows.append((gradient.values[:0], gradient.indices[:0]))
     values, indices = (parts[0] if len(parts) == 1 else tf.concat(parts, 0) for parts in zip(*rows, strict=True))
-    return values, indices, tf.add_n(weights)
+    return values, indices, weights[0] if len(weights) == 1 else tf.add_n(weights)
+
+
+def _partitioned(values: tf.Tensor, indices: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor | None]:
+    """What `split` returns, of a gradient of which nothing is known."""
+    if tf.executing_eagerly():
+        carry = np.asarray(indices) == INDEX
+        if not carry.any():
+            return values, indices, None
+        rows = np.flatnonzero(~carry)
+        weight = np.asarray(values)[carry, 0].astype(np.float64).sum() / _unit(values.dtype)
+        return tf.gather(values, rows), tf.gather(indices, rows), tf.constant(weight)
+    carry = tf.cast(indices == INDEX, tf.int32)
+    (values, carried), (indices, _) = (tf.dynamic_partition(part, carry, 2) for part in (values, indices))
+    return values, indices, _weight(carried)
 
 
 def _parts(values: tf.Tensor, indices: tf.Tensor) -> Iterator[tuple[tf.Tensor, tf.Tensor]]:

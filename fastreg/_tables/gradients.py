@@ -21,8 +21,8 @@ class TableGradient(NamedTuple):
     ----------
     values, ids : tf.Tensor
         Of the rows looked up, in the dtype of the arithmetic; rows may occur several times.
-    scale : tf.Tensor
-        By which these values are still to be multiplied: a scalar of float64.
+    scale : tf.Tensor or float
+        By which these values are still to be multiplied: a scalar of float64, or 1.
     weight : tf.Tensor or None
         Of the penalty in the loss, a scalar of float64, to be multiplied by nothing; None if the loss is known not to
         contain the penalty.
@@ -30,7 +30,7 @@ class TableGradient(NamedTuple):
 
     values: tf.Tensor
     ids: tf.Tensor
-    scale: tf.Tensor
+    scale: tf.Tensor | float
     weight: tf.Tensor | None
 
     def scaled(self, factor: tf.Tensor) -> TableGradient:
@@ -42,7 +42,7 @@ class TableGradient(NamedTuple):
         """The same with every row once, and multiplied."""
         values, ids = table.sum_duplicates(self.values, self.ids)
         values *= tf.cast(self.scale, values.dtype)
-        return self._replace(values=values, ids=ids, scale=tf.ones((), tf.float64))
+        return self._replace(values=values, ids=ids, scale=1.0)
 
     def clipped(self, optimizer: keras.optimizers.Optimizer) -> TableGradient:
         """Clipped as the optimizer clips the gradient of one variable, by `clipnorm` or `clipvalue`: the rows, which
@@ -78,7 +78,7 @@ def of_variable(gradient: Any, variable: Any) -> Any:
             "do, or that looks rows up in a tf.while_loop, trains all rows: use keras.layers.Embedding for it."
         )
     values, ids, weight = slices.split(gradient)
-    return TableGradient(tf.cast(values, support.arithmetic_dtype(values.dtype)), ids, tf.ones((), tf.float64), weight)
+    return TableGradient(tf.cast(values, support.arithmetic_dtype(values.dtype)), ids, 1.0, weight)
 
 
 def all_finite(gradients: Sequence[Any]) -> tf.Tensor:

@@ -28,9 +28,11 @@ def take(optimizer: Any, rule: rules.Rule, grads: Sequence[Any], variables: Sequ
     # Both as they are before the optimizer counts this step.
     rate = tf.cast(tf.convert_to_tensor(optimizer.learning_rate), tf.float64)
     number = tf.cast(tf.convert_to_tensor(optimizer.iterations), tf.int64)
+    one = tf.ones((), tf.float64)
     with tf.control_dependencies(_checks(rate, number, sparse)):
         for gradient, table in sparse:
-            table.update(gradient, rule.step(table, rate, gradient.scale, number))
+            scale = one if isinstance(gradient.scale, float) else gradient.scale
+            table.update(gradient, rule.step(table, rate, scale, number))
         if dense:
             with _of_one_replica(optimizer):
                 optimizer.apply(*zip(*dense, strict=True))
@@ -74,8 +76,9 @@ def _taken_apart(gradient: Any, table: LazyTable) -> gradients.TableGradient:
 
 def _scaled_and_clipped(optimizer: Any, dense: Pairs, sparse: Pairs) -> tuple[Pairs, Pairs]:
     """What the optimizer asks of gradients, done to those of tables, and of others so far as these count in it."""
-    fixed = tf.constant(1.0 / (optimizer.loss_scale_factor or 1.0), tf.float64)
-    sparse = [(gradient.scaled(fixed), table) for gradient, table in sparse]
+    fixed = 1.0 / (optimizer.loss_scale_factor or 1.0)
+    if fixed != 1.0:
+        sparse = [(gradient.scaled(fixed), table) for gradient, table in sparse]
     if not sparse or not (optimizer.clipnorm or optimizer.clipvalue or optimizer.global_clipnorm):
         return dense, sparse
     # What is asked of a gradient is asked of the sum for each row; else the update sums by itself.
