@@ -33,7 +33,7 @@ def ours(optimizer, workload, ids):
     @tf.function
     def step(batch):
         with tf.GradientTape() as tape:
-            loss = tf.reduce_mean(tf.reduce_sum(layer(batch), axis=1))
+            loss = tf.reduce_mean(tf.reduce_sum(layer(batch), axis=1)) + sum(layer.losses)
         optimizer.apply(tape.gradient(loss, layer.trainable_weights), layer.trainable_weights)
         return loss
 

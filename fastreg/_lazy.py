@@ -12,7 +12,7 @@ from fastreg._candidates import candidates
 from fastreg._changes import Changes
 from fastreg._tables.table import LazyTable
 from fastreg.embedding import Embedding
-from fastreg.optimizers import LazyRegularization
+from fastreg.optimizers import LazyRegularization, unscaled, unwrapped
 from fastreg.regularizers import _Penalty
 
 
@@ -64,7 +64,7 @@ def make_lazy(
             wrapping.wrap(each)
             _leave_xla(each, changes)
     messages += wrapping.left
-    names = {type(wrapper.inner_optimizer).__name__ for wrapper in wrapping.new(bool(converted))}
+    names = {type(unwrapped(wrapper)).__name__ for wrapper in wrapping.new(bool(converted))}
     differs += [
         f"with {name} the penalty is decoupled from the gradient, and idle rows keep their slots"
         for name in sorted(names - {"SGD"})
@@ -88,14 +88,14 @@ class _Wrapping:
 
     def __init__(self, changes: Changes) -> None:
         self._changes = changes
-        self.wrappers: dict[int, LazyRegularization] = {}
+        self.wrappers: dict[int, keras.optimizers.Optimizer] = {}
         self.left: list[str] = []
 
     def wrap(self, model: keras.Model) -> None:
         """Wrap what trains the tables of a model: of its optimizers that are in use those that know one, else any."""
         held = {name: each for name, each in vars(model).items() if isinstance(each, keras.optimizers.Optimizer)}
         for name, optimizer in held.items():
-            inner = getattr(optimizer, "inner_optimizer", optimizer)
+            inner = unwrapped(optimizer)
             in_use = any(isinstance(variable, LazyTable) for variable in inner._trainable_variables)
             if inner.built and not in_use:
                 continue
@@ -108,18 +108,23 @@ class _Wrapping:
                         raise ValueError(reason) from error
                     self.left.append(f"{reason}. It must not train a lazy embedding.")
                     continue
-            self._set(model, name, self.wrappers[id(optimizer)])
+            if self.wrappers[id(optimizer)] is not optimizer:
+                self._set(model, name, self.wrappers[id(optimizer)])
 
-    def new(self, converted: bool) -> list[LazyRegularization]:
+    def new(self, converted: bool) -> list[keras.optimizers.Optimizer]:
         """Wrappers that were not there before, or all if a layer was converted."""
         return [wrapper for key, wrapper in self.wrappers.items() if converted or key != id(wrapper)]
 
     def _add(self, optimizer: keras.optimizers.Optimizer) -> None:
-        wrapper = optimizer if isinstance(optimizer, LazyRegularization) else LazyRegularization(optimizer)
+        inside = unscaled(optimizer)
+        if isinstance(inside, LazyRegularization):  # with or without a `LossScaleOptimizer` of Keras's around it
+            wrapper, outermost = inside, optimizer
+        else:
+            wrapper = outermost = LazyRegularization(optimizer)
         wrapper.take_over(self._changes)
-        self.wrappers[id(optimizer)] = wrapper
+        self.wrappers[id(optimizer)] = outermost
 
-    def _set(self, model: keras.Model, name: str, wrapper: LazyRegularization) -> None:
+    def _set(self, model: keras.Model, name: str, wrapper: keras.optimizers.Optimizer) -> None:
         self._changes.set(model, name, wrapper)
         if name == "optimizer" and (config := _compile_config(model)) is not None:
             self._changes.keep(config)

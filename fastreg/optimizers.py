@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
-import tensorflow as tf
 
-from fastreg._bridges import support
 from fastreg._changes import Changes
-from fastreg._tables import gradients, rules
+from fastreg._tables import loss_scaling, rules, step
 from fastreg._tables.table import LazyTable, not_converted
+
+loss_scaling.keep_gradients_sparse()
 
 
 @keras.saving.register_keras_serializable(package="fastreg")
-class LazyRegularization(keras.optimizers.LossScaleOptimizer):  # type: ignore[misc]
+class LazyRegularization(keras.optimizers.Optimizer):  # type: ignore[misc]
     """Optimizer that updates the tables of `fastreg.Embedding` row by row, and everything else as it did before.
 
     Dense variables, and their regularizers, are the wrapped optimizer's business. A lazily regularised table gets, at
@@ -27,14 +27,15 @@ class LazyRegularization(keras.optimizers.LossScaleOptimizer):  # type: ignore[m
     ----------
     optimizer : str, dict or keras.optimizers.Optimizer, default "sgd"
         SGD without momentum, Adagrad or Adam without `amsgrad`; without weight decay, moving averages and gradient
-        accumulation. A `LossScaleOptimizer` around one of these is unwrapped, and its settings and state are kept.
+        accumulation. Or a `LossScaleOptimizer` around one of these, by which the loss is then scaled.
     rowwise : bool, default False
         With Adagrad: one accumulator per row, of the mean of the row's squared gradients, for the tables.
-    initial_scale, dynamic_growth_steps
-        Of dynamic loss scaling, as in `keras.optimizers.LossScaleOptimizer`. An `initial_scale` of None, the default,
-        means 2**15 under the policy `mixed_float16`, where Keras too would scale the loss by itself, and no scaling
-        elsewhere or if the optimizer has a `loss_scale_factor`.
     name : str, optional
+
+    Attributes
+    ----------
+    inner_optimizer : keras.optimizers.Optimizer
+        The one that is wrapped. Its options can be read and set on the wrapper too.
 
     Raises
     ------
@@ -43,12 +44,14 @@ class LazyRegularization(keras.optimizers.LossScaleOptimizer):  # type: ignore[m
 
     Notes
     -----
-    With SGD and L2 the weights are those of Keras's dense training, up to rounding. The data gradient is clipped, the
-    penalty is not. A step that loss scaling skips shrinks nothing; a step that looks up no row of a table shrinks it; a
-    frozen table is left alone.
+    With SGD and L2 the weights are those of Keras's dense training, up to rounding. The shrink follows the loss, as
+    Keras's does: of half the penalty it is half, and where the loss leaves the penalty out there is none. The data
+    gradient is clipped, the penalty is not. A step that loss scaling skips shrinks nothing; a step that looks up no row
+    of a table shrinks it; a frozen table, and one without a gradient, is left alone.
 
-    It derives from Keras's `LossScaleOptimizer` because it does that class's work: Keras's own check for finite
-    gradients would make the sparse gradient dense.
+    Keras's `compile` scales the loss as it would with the wrapped optimizer: `mixed_float16` puts a
+    `LossScaleOptimizer` around this one. In a `MultiOptimizer` the wrapper stands inside, around the optimizers that
+    tables are assigned to.
 
     Examples
     --------
@@ -57,35 +60,21 @@ class LazyRegularization(keras.optimizers.LossScaleOptimizer):  # type: ignore[m
 
     built: bool
 
-    def __init__(
-        self,
-        optimizer: Any = "sgd",
-        rowwise: bool = False,
-        initial_scale: float | None = None,
-        dynamic_growth_steps: int = 2000,
-        name: str | None = None,
-    ) -> None:
+    def __new__(cls, optimizer: Any = "sgd", *arguments: Any, **options: Any) -> Any:  # noqa: ARG004
+        """Of a class that Keras knows as one that scales the loss, if it does."""
+        scales = isinstance(optimizer, keras.optimizers.LossScaleOptimizer) or (
+            isinstance(optimizer, dict) and optimizer.get("class_name") == "LossScaleOptimizer"
+        )
+        return super().__new__(LossScaledLazyRegularization if scales and cls is LazyRegularization else cls)
+
+    def __init__(self, optimizer: Any = "sgd", rowwise: bool = False, name: str | None = None) -> None:
         inner = keras.optimizers.get(optimizer)
-        if isinstance(inner, LazyRegularization):
+        if isinstance(unscaled(inner), LazyRegularization):
             raise ValueError("Invalid value for argument optimizer: expected one that is not wrapped already.")
-        scaling = None
-        if isinstance(inner, keras.optimizers.LossScaleOptimizer):
-            initial_scale, dynamic_growth_steps = inner.initial_scale, inner.dynamic_growth_steps
-            scaling, inner = inner, inner.inner_optimizer
-        rule, fixed = rules.rule_of(inner, rowwise), inner.loss_scale_factor
-        if initial_scale is None and fixed is None and keras.config.dtype_policy().name == "mixed_float16":
-            initial_scale = 2.0**15
-        super().__init__(inner, initial_scale=initial_scale, dynamic_growth_steps=dynamic_growth_steps, name=name)
-        if initial_scale is None:
-            inner.loss_scale_factor = fixed  # which the class above takes away, to scale by itself
+        rule = rules.rule_of(unscaled(inner), rowwise)
+        keras.optimizers.Optimizer.__init__(self, learning_rate=0.0, name=name)
+        self.inner_optimizer = inner
         self.rowwise, self._rule = rowwise, rule
-        if initial_scale is not None:  # at once, for the first trace scales the loss before it builds the optimizer
-            self.step_counter = self.add_variable((), dtype="int", name="step_counter")
-            scale = keras.initializers.Constant(initial_scale)
-            self.dynamic_scale = self.add_variable((), scale, dtype="float32", name="dynamic_scale")
-            if scaling is not None and scaling.built:
-                self.step_counter.assign(scaling.step_counter)
-                self.dynamic_scale.assign(scaling.dynamic_scale)
 
     def build(self, variables: Sequence[Any]) -> None:
         """Make the slots: of tables here, of other variables in the wrapped optimizer."""
@@ -93,38 +82,19 @@ class LazyRegularization(keras.optimizers.LossScaleOptimizer):  # type: ignore[m
             return
         with Changes() as changes:
             self._build(list(variables), changes)
-        self.inner_optimizer.build([variable for variable in variables if not isinstance(variable, LazyTable)])
-
-    @property
-    def variables(self) -> list[keras.Variable]:
-        """Its own and the wrapped optimizer's, with the slots of tables where that one would have them."""
-        inner = self._rule.in_order(self._trainable_variables)
-        others = {id(variable) for variable in inner}
-        return [variable for variable in self._variables if id(variable) not in others] + inner
+        if not self.inner_optimizer.built:
+            self.inner_optimizer.build([variable for variable in variables if not isinstance(variable, LazyTable)])
 
     def take_over(self, changes: Changes) -> None:
         """Go on where the wrapped optimizer stopped, if it was built: what it keeps for tables becomes this one's."""
-        if not self.inner_optimizer.built:
+        inner = unscaled(self.inner_optimizer)
+        if not inner.built:
             return
-        variables = list(self.inner_optimizer._trainable_variables)
+        variables = list(inner._trainable_variables)
         if self.built:
             self._add_tables(variables, changes)
         else:
             self._build(variables, changes)
-
-    def _build(self, variables: list[Any], changes: Changes) -> None:
-        rules.set_list(self, "_trainable_variables", variables)
-        self._add_tables(variables, changes)
-        self.built = True
-
-    def _add_tables(self, variables: Sequence[Any], changes: Changes) -> None:
-        """Make the slots of the tables among these variables; what the wrapped optimizer has for them goes over."""
-        tables = [variable for variable in variables if isinstance(variable, LazyTable)]
-        changes.callback(rules.set_variables, self, list(self._variables))
-        for table in tables:
-            self._rule.build(table, self._add_slot, changes)
-        if self.inner_optimizer.built:
-            self._rule.release(tables, changes)
 
     @not_converted
     def apply(self, grads: Sequence[Any], trainable_variables: Sequence[Any] | None = None) -> None:
@@ -135,49 +105,119 @@ class LazyRegularization(keras.optimizers.LossScaleOptimizer):  # type: ignore[m
         NotImplementedError
             While tracing for XLA, if there is a table.
         ValueError
-            If a table is new to the optimizer.
+            If there is no gradient, or not one for each variable; if a table is new to the optimizer, or has a dense
+            gradient; if an option that was set since has no row-wise form.
+        tf.errors.InvalidArgumentError
+            At run time, if the learning rate, or the weight of a penalty in the loss, is negative or not finite.
         """
-        if trainable_variables is None:
-            trainable_variables = self._trainable_variables
-        variables = list(trainable_variables)
+        grads = list(grads)
+        if not grads:
+            return  # as Keras's optimizers
+        variables = self._variables_of(grads, trainable_variables)
         if not self.built:
             with keras.name_scope(self.name, caller=self):
                 self.build(variables)
-        pairs = list(zip(grads, variables, strict=True))
-        dense = [(gradient, variable) for gradient, variable in pairs if not isinstance(variable, LazyTable)]
-        sparse = [(gradient, table) for gradient, table in pairs if isinstance(table, LazyTable)]
-        if sparse:
-            self._check(sparse)
-            sparse = [(None if g is None else gradients.sparse(g, table), table) for g, table in sparse]
-        inner = self.inner_optimizer
-        if self.initial_scale is not None or inner.clipnorm or inner.clipvalue or inner.global_clipnorm:
-            # What is asked of a gradient is asked of the sum for each row; else the update sums by itself.
-            sparse = [(None if g is None else gradients.summed(g, table), table) for g, table in sparse]
-        if self.initial_scale is None:
-            self._apply(dense, sparse, 1.0 / (inner.loss_scale_factor or 1.0), 1.0)
-            return
-        finite = gradients.all_finite([gradient for gradient, _ in (*dense, *sparse)])
-        keras.ops.cond(finite, lambda: self._apply_scaled(dense, sparse), self._stateful_handle_non_finite_grads)
+        if any(isinstance(variable, LazyTable) for variable in variables):
+            self._apply(grads, variables)
+        else:
+            self.inner_optimizer.apply(grads, variables)
 
     def scale_loss(self, loss: Any) -> Any:
         """The loss times the loss scale, if there is one."""
-        return self.inner_optimizer.scale_loss(loss) if self.initial_scale is None else loss * self.dynamic_scale
+        return self.inner_optimizer.scale_loss(loss)
+
+    @property
+    def variables(self) -> list[keras.Variable]:
+        """The state: what the wrapped optimizer would have, in its order, with the slots of tables where it would have
+        them. Files therefore go into an optimizer for which other variables are tables, or none, and the reverse.
+        """
+        inner = self.inner_optimizer
+        of_scaling = [] if unscaled(inner) is inner else list(inner._variables)
+        return of_scaling + self._rule.in_order(self._trainable_variables)
+
+    @property
+    def learning_rate(self) -> Any:
+        """The wrapped optimizer's."""
+        return self.inner_optimizer.learning_rate
+
+    @learning_rate.setter
+    def learning_rate(self, learning_rate: Any) -> None:
+        self.inner_optimizer.learning_rate = learning_rate
+
+    @property
+    def iterations(self) -> Any:
+        """The wrapped optimizer's steps."""
+        return self.inner_optimizer.iterations
+
+    def stateless_apply(self, optimizer_variables: Any, grads: Any, trainable_variables: Any) -> Any:
+        """Not with TensorFlow, as Keras's optimizers."""
+        return keras.optimizers.Optimizer.stateless_apply(self, optimizer_variables, grads, trainable_variables)
+
+    def set_weights(self, weights: Sequence[Any]) -> None:
+        """Set the state, of `variables`, also to that of versions that counted the model's variables in.
+
+        Raises
+        ------
+        ValueError
+            If the number of weights is another.
+        """
+        if len(weights) == len(self.variables):
+            for variable, weight in zip(self.variables, weights, strict=True):
+                variable.assign(weight)
+        elif not self._load_indexed(weights):
+            raise ValueError(
+                f"Invalid value for argument weights: expected {len(self.variables)} arrays. Received: {len(weights)}"
+            )
+
+    def load_own_variables(self, store: Any) -> None:
+        """As Keras's optimizers, also of files of versions that counted the model's variables in."""
+        names = list(store.keys())
+        if len(names) == len(self.variables) or not self._load_indexed(
+            [store[name] for name in sorted(names, key=int)]
+        ):
+            super().load_own_variables(store)
 
     def get_config(self) -> dict[str, Any]:
         """What the constructor takes."""
-        return {
-            "optimizer": keras.saving.serialize_keras_object(self.inner_optimizer),
-            "rowwise": self.rowwise,
-            "initial_scale": self.initial_scale,
-            "dynamic_growth_steps": self.dynamic_growth_steps,
-            "name": self.name,
-        }
+        inner = keras.saving.serialize_keras_object(self.inner_optimizer)
+        return {"optimizer": inner, "rowwise": self.rowwise, "name": self.name}
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> LazyRegularization:
-        """The reverse of `get_config`."""
-        optimizer = keras.saving.deserialize_keras_object(config["optimizer"], custom_objects=custom_objects)
-        return cls(**{**config, "optimizer": optimizer})
+        """The reverse of `get_config`, also of files of versions that scaled the loss themselves."""
+        config = dict(config)
+        optimizer = keras.saving.deserialize_keras_object(config.pop("optimizer"), custom_objects=custom_objects)
+        scale, growth = config.pop("initial_scale", None), config.pop("dynamic_growth_steps", 2000)
+        if scale is not None:
+            optimizer = keras.optimizers.LossScaleOptimizer(optimizer, scale, growth)
+        return cls(optimizer, **config)
+
+    def _variables_of(self, grads: Sequence[Any], variables: Sequence[Any] | None) -> list[Any]:
+        if variables is None and not self.built:
+            raise ValueError(
+                "Missing argument trainable_variables: expected variables, for the optimizer is not built."
+            )
+        variables = list(self._trainable_variables if variables is None else variables)
+        if len(grads) != len(variables):
+            raise ValueError(
+                f"Invalid value for argument grads: expected one for each of {len(variables)} variables. "
+                f"Received: {len(grads)} gradients"
+            )
+        return variables
+
+    def _build(self, variables: list[Any], changes: Changes) -> None:
+        self._rule.check()
+        self._add_tables(variables, changes)
+        keras.optimizers.Optimizer.build(self, variables)
+
+    def _add_tables(self, variables: Sequence[Any], changes: Changes) -> None:
+        """Make the slots of the tables among these variables; what the wrapped optimizer has for them goes over."""
+        tables = [variable for variable in variables if isinstance(variable, LazyTable)]
+        changes.callback(rules.set_variables, self, list(self._variables))
+        for table in tables:
+            self._rule.build(table, self._add_slot, changes)
+        if unscaled(self.inner_optimizer).built:
+            self._rule.release(tables, changes)
 
     def _add_slot(
         self, table: LazyTable, name: str, shape: tuple[int, ...], initializer: Any, dtype: str
@@ -193,51 +233,78 @@ class LazyRegularization(keras.optimizers.LossScaleOptimizer):  # type: ignore[m
         self._track_variable(slot)
         return slot
 
-    def _check(self, sparse: Sequence[tuple[Any, LazyTable]]) -> None:
-        if support.in_xla():
-            raise NotImplementedError(
-                "Lazily regularised tables cannot be trained in code that XLA compiles. "
-                "Compile the model with jit_compile=False."
-            )
-        for _, table in sparse:
-            if not self._rule.knows(table):
-                raise ValueError(f"Unknown table {table.path!r}: expected those that the optimizer was built with.")
-
-    def _apply_scaled(self, dense: Sequence[tuple[Any, Any]], sparse: Sequence[tuple[Any, LazyTable]]) -> None:
-        factor = 1.0 / self.dynamic_scale
-        self._apply(dense, sparse, factor, factor)
-        full = self.step_counter >= self.dynamic_growth_steps - 1
-        self.dynamic_scale.assign(tf.where(full, self.dynamic_scale * 2.0, self.dynamic_scale))
-        self.step_counter.assign(tf.where(full, tf.zeros_like(self.step_counter.value), self.step_counter + 1))
-
-    def _apply(
-        self, dense: Sequence[tuple[Any, Any]], sparse: Sequence[tuple[Any, LazyTable]], of_tables: Any, of_others: Any
-    ) -> None:
-        """Apply gradients that are to be multiplied by these scales; those of others once more by the wrapped
-        optimizer's own `loss_scale_factor`, if it has one.
+    def _load_indexed(self, values: Sequence[Any]) -> bool:
+        """Load what versions stored that counted the model's variables in, if these are such values: iteration and
+        learning rate, step counter and scale where they scaled the loss, the model's variables, slots of tables, and
+        the wrapped optimizer's.
         """
-        inner = self.inner_optimizer
-        scale = tf.cast(of_tables, tf.float64)
-        if not isinstance(of_others, float):
-            dense = [(gradients.scaled(gradient, of_others), variable) for gradient, variable in dense]
-        if inner.global_clipnorm and inner.global_clipnorm > 0 and any(gradient is not None for gradient, _ in sparse):
-            fixed = 1.0 / (inner.loss_scale_factor or 1.0)
-            unscaled = [gradients.scaled(gradient, fixed) for gradient, _ in dense]
-            unscaled += [gradients.scaled(gradient, scale) for gradient, _ in sparse]
-            clip = gradients.joint_scale(unscaled, inner.global_clipnorm)
-            dense = [(gradients.scaled(gradient, clip), variable) for gradient, variable in dense]
-            scale *= clip
-        elif inner.clipnorm or inner.clipvalue:
-            sparse = [
-                (None if g is None else gradients.clipped(gradients.scaled(g, scale), inner), t) for g, t in sparse
-            ]
-            scale = tf.ones((), tf.float64)
-        # Both as they are before the wrapped optimizer counts this step.
-        rate = tf.cast(tf.convert_to_tensor(inner.learning_rate), tf.float64)
-        number = tf.cast(tf.convert_to_tensor(inner.iterations), tf.int64)
-        for gradient, table in sparse:
-            table.update(gradient, self._rule.step(table, rate, scale, number))
-        if any(gradient is not None for gradient, _ in dense):
-            inner.apply(*zip(*dense, strict=True))
-        else:  # Keras's optimizers would not count a step that concerns none of their variables
-            inner._iterations.assign_add(1)
+        kept = [*self._rule.slots, *unscaled(self.inner_optimizer).variables]
+        first = len(values) - len(kept)
+        of_scale = first - 2 - len(self._trainable_variables)
+        if of_scale not in (0, 2):
+            return False
+        if of_scale and isinstance(self, LossScaledLazyRegularization):
+            self.step_counter.assign(values[2])
+            self.dynamic_scale.assign(values[3])
+        for variable, value in zip(kept, values[first:], strict=True):
+            variable.assign(value)
+        return True
+
+    def _apply(self, grads: Sequence[Any], variables: Sequence[Any]) -> None:
+        """A step with a table among the variables."""
+        step.take(unscaled(self.inner_optimizer), self._rule, grads, variables)
+
+
+@keras.saving.register_keras_serializable(package="fastreg")
+class LossScaledLazyRegularization(LazyRegularization, keras.optimizers.LossScaleOptimizer):  # type: ignore[misc]
+    """What `LazyRegularization` is around a `LossScaleOptimizer`, which scales the loss, and whose settings and state
+    are read and set here too.
+    """
+
+    def _apply(self, grads: Sequence[Any], variables: Sequence[Any]) -> None:
+        loss_scaling.apply(self.inner_optimizer, grads, variables, super()._apply)
+
+
+def unscaled(optimizer: Any) -> Any:
+    """The optimizer in a `LossScaleOptimizer`, or the optimizer."""
+    is_scaler = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
+    return optimizer.inner_optimizer if is_scaler and not isinstance(optimizer, LazyRegularization) else optimizer
+
+
+def unwrapped(optimizer: Any) -> Any:
+    """The optimizer within a `LossScaleOptimizer` and a `LazyRegularization`, in either order, or the optimizer."""
+    inside = unscaled(optimizer)
+    return unscaled(inside.inner_optimizer) if isinstance(inside, LazyRegularization) else inside
+
+
+def _forward(cls: type, names: Sequence[str], target: Callable[[Any], Any]) -> None:
+    """Have attributes of a wrapper be those of what it wraps."""
+
+    def attribute(name: str) -> property:
+        def read(self: Any) -> Any:
+            return getattr(target(self.inner_optimizer), name) if "inner_optimizer" in vars(self) else None
+
+        def write(self: Any, value: Any) -> None:
+            if "inner_optimizer" not in vars(self):
+                return  # Keras's own constructor, which knows of no options
+            wrapped = target(self.inner_optimizer)
+            before = getattr(wrapped, name)
+            setattr(wrapped, name, value)
+            try:
+                self._rule.check()
+            except ValueError:
+                setattr(wrapped, name, before)
+                raise
+
+        return property(read, write, doc="The wrapped optimizer's.")
+
+    for name in names:
+        setattr(cls, name, attribute(name))
+
+
+_forward(LazyRegularization, rules.OPTIONS, unscaled)
+_forward(
+    LossScaledLazyRegularization,
+    ("initial_scale", "dynamic_growth_steps", "dynamic_scale", "step_counter"),
+    lambda scaler: scaler,
+)

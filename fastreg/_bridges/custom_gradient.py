@@ -29,6 +29,12 @@ def differentiable(function: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
+def register_gradient(name: str) -> Callable[..., Any]:
+    """As `tf.RegisterGradient`, but of several imports of a module the last counts."""
+    ops.gradient_registry._registry.pop(name, None)
+    return tf.RegisterGradient(name)  # type: ignore[no-any-return]
+
+
 def _hand_to_graph(op: tf.Operation) -> None:
     """Have the graph of an operation keep the operation's gradient, and the registry refer to it weakly."""
     registered = ops.gradient_registry._registry

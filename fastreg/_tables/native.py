@@ -18,7 +18,7 @@ def lookup(variable: Any, ids: tf.Tensor) -> tf.Tensor:
     return table_ops.LOOKUP(*_table(variable), ids)
 
 
-def update(variable: Any, ids: tf.Tensor, gradient: tf.Tensor, step: Any, factors: Factors) -> None:
+def update(variable: Any, ids: tf.Tensor, gradient: tf.Tensor, step: Any, factors: tf.Tensor) -> None:
     """See `TableVariable.update`."""
     table_ops.UPDATE.prepare(variable.dtype, ids.dtype, step.rule)
     absent = (variable.handle, tf.zeros(0, gradient.dtype))
@@ -32,7 +32,7 @@ def update(variable: Any, ids: tf.Tensor, gradient: tf.Tensor, step: Any, factor
         gradient,
         step.rate,
         step.scale,
-        factors.vector(),
+        factors,
         tf.constant(step.settings, tf.float64),
         step.number,
         **{VARIANT: VARIANTS[step.rule]},

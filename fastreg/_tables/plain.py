@@ -9,10 +9,11 @@ from collections.abc import Callable
 from typing import Any
 
 import tensorflow as tf
+from tensorflow.python.eager import record
 from tensorflow.python.ops.control_flow_v2_func_graphs import CondBranchFuncGraph, WhileBodyFuncGraph
 
-from fastreg._bridges import state, support
-from fastreg._bridges.custom_gradient import differentiable
+from fastreg._bridges import slices, state, support
+from fastreg._bridges.custom_gradient import differentiable, register_gradient
 from fastreg._bridges.factors import Factors
 
 
@@ -41,7 +42,7 @@ def lookup(variable: Any, ids: tf.Tensor) -> tf.Tensor:
     @differentiable
     def through(source: tf.Tensor) -> Any:  # noqa: ARG001
         def backward(upstream: tf.Tensor) -> Any:
-            return upstream if in_branch else tf.IndexedSlices(upstream, ids, tf.constant(shape, tf.int64))
+            return upstream if in_branch else slices.of_lookup(upstream, ids, shape)
 
         return tf.identity(rows), backward
 
@@ -55,30 +56,29 @@ def weights(variable: Any) -> tf.Tensor:
 
     @differentiable
     def through(source: tf.Tensor) -> Any:  # noqa: ARG001
-        return tf.identity(rows), lambda upstream: upstream
+        return tf.identity(rows), lambda upstream: slices.of_all(tf.ensure_shape(upstream, variable.shape))
 
     return through(variable.handle)
 
 
-def update(variable: Any, ids: tf.Tensor, gradient: tf.Tensor, step: Any, factors: Factors) -> None:
+def update(variable: Any, ids: tf.Tensor, gradient: tf.Tensor, step: Any, factors: tf.Tensor) -> None:
     """See `TableVariable.update`."""
     unique, positions = tf.unique(ids)
     sums = tf.math.unsorted_segment_sum(gradient, positions, tf.size(unique)) * tf.cast(step.scale, gradient.dtype)
     stamps = variable.stamps.stored()
     numbers = tf.reshape(stamps[-state.ROWS :], [-1])
-    vector = factors.vector()
-    scale = 1.0 - 2.0 * step.rate * vector[1]
+    scale = 1.0 - 2.0 * step.rate * factors[1]
     product = numbers[state.PRODUCT] * scale
-    total = numbers[state.TOTAL] + step.rate * vector[0] / product
+    total = numbers[state.TOTAL] + step.rate * factors[0] / product
     message = "Invalid value for learning_rate * l2: expected 2 * learning_rate * l2 < 1. Received learning_rate, l2:"
-    with tf.control_dependencies([tf.debugging.Assert(scale > 0.0, [message, step.rate, vector[1]])]):
+    with tf.control_dependencies([tf.debugging.Assert(scale > 0.0, [message, step.rate, factors[1]])]):
         taken = step.plain(unique, sums)
         marks = tf.gather(stamps, unique)
         stored = tf.raw_ops.ResourceGather(resource=variable.handle, indices=unique, dtype=variable.dtype)
         a, b = product / marks[:, :1], product * (total - marks[:, 1:])
         wide = tf.cast(stored, gradient.dtype)
         written = tf.cast(shrink(wide, a, b) - taken, variable.dtype)
-        sums = _tracked(numbers, scale, step.rate * vector[0], _changes(stored, written, a, b, marks, numbers))
+        sums = _tracked(numbers, scale, step.rate * factors[0], _changes(stored, written, a, b, marks, numbers))
         sums = tf.where(numbers[state.AGE] < state.OLD, sums, numbers[state.SUM_ABS :])
         after = tf.concat([[product, total], sums], 0)
         tf.raw_ops.ResourceScatterUpdate(resource=variable.handle, indices=unique, updates=written)
@@ -104,7 +104,18 @@ def penalty(variable: Any, factors: Factors, every: int) -> tf.Tensor:
     is_old = age >= 1.0 if every == 0 else (age >= every) & _are_doubtful(numbers)
     _when((is_old | (age >= state.OLD)) & tf.reduce_any(vector != 0.0), lambda: _measure(variable))
     sums = tf.reshape(variable.stamps.stored()[-state.ROWS :], [-1])[state.SUM_ABS : state.COUNT]
-    return tf.cast(tf.reduce_sum(tf.math.multiply_no_nan(tf.maximum(sums, 0.0), vector)), variable.dtype)
+    total = tf.reduce_sum(tf.math.multiply_no_nan(tf.maximum(sums, 0.0), vector))
+    value = tf.stop_gradient(tf.cast(total, variable.dtype))
+    shape, in_branch = variable.shape.as_list(), _in_branch()
+
+    @differentiable
+    def through(source: tf.Tensor) -> Any:  # noqa: ARG001
+        def backward(upstream: tf.Tensor) -> Any:
+            return slices.elements(upstream, shape[1]) if in_branch else slices.of_penalty(upstream, shape)
+
+        return tf.identity(value), backward
+
+    return through(_row_beyond(variable) if in_branch else variable.handle)
 
 
 def count_zeros(variable: Any) -> tf.Tensor:
@@ -188,6 +199,26 @@ def _when(condition: tf.Tensor, action: Callable[[], None]) -> None:
         return tf.constant(True)
 
     tf.cond(condition, branch, lambda: tf.constant(False))
+
+
+_ROW_BEYOND = "FastregRowBeyond"
+
+
+def _row_beyond(variable: Any) -> tf.Tensor:
+    """Some row, which stands for one that the table has not: its gradient is that row's, for tapes and for the gradient
+    of a branch.
+    """
+    graph = tf.compat.v1.get_default_graph()
+    with record.stop_recording(), graph.gradient_override_map({"ResourceGather": _ROW_BEYOND}):
+        row = tf.raw_ops.ResourceGather(resource=variable.handle, indices=[0], dtype=variable.dtype)
+    shape = variable.shape.as_list()
+    record.record_operation(_ROW_BEYOND, [row], [variable.handle], lambda up: [slices.beyond_rows(up, shape)])
+    return row
+
+
+@register_gradient(_ROW_BEYOND)
+def _gradient_of_row_beyond(op: Any, upstream: tf.Tensor) -> Any:
+    return slices.beyond_rows(upstream, tf.raw_ops.VariableShape(input=op.inputs[0])), None
 
 
 def _in_branch() -> bool:

@@ -17,6 +17,15 @@ from fastreg._tables.variable import OwnVariable
 
 Slots = Sequence[keras.Variable]
 
+_UNSUPPORTED = ("momentum", "amsgrad", "weight_decay", "use_ema", "gradient_accumulation_steps")
+
+OPTIONS = (
+    *_UNSUPPORTED,
+    *("clipnorm", "clipvalue", "global_clipnorm", "loss_scale_factor", "ema_momentum", "ema_overwrite_frequency"),
+    *("nesterov", "initial_accumulator_value", "epsilon", "beta_1", "beta_2"),
+)
+"""Attributes of Keras's optimizers that say what a step does."""
+
 
 class Step(NamedTuple):
     """What an optimizer does to one table in one step.
@@ -29,7 +38,7 @@ class Step(NamedTuple):
     settings : tuple of float
         Hyper-parameters, in the order that the kernel takes them in.
     rate, scale : tf.Tensor
-        Scalars of float64: the learning rate, and what gradients are multiplied by first.
+        Scalars of float64: the learning rate, and what the gradient is multiplied by first.
     number : tf.Tensor
         Steps before this one, int64.
     """
@@ -60,6 +69,28 @@ class Rule:
     def __init__(self, number: int, optimizer: Any) -> None:
         self._number, self._optimizer = number, optimizer
         self._slots: dict[int, tuple[keras.Variable, ...]] = {}
+
+    def check(self) -> None:
+        """See that the optimizer's options, which may have been set since, have a row-wise form.
+
+        Raises
+        ------
+        ValueError
+            If there is one that has not.
+        """
+        for option in _UNSUPPORTED:
+            value = getattr(self._optimizer, option, None)
+            if value:
+                name = type(self._optimizer).__name__
+                raise ValueError(
+                    f"Invalid value for argument optimizer: expected no {option}, for it moves rows that a step does "
+                    f"not touch. Received: {name}({option}={value})"
+                )
+
+    @property
+    def slots(self) -> list[keras.Variable]:
+        """Those of all tables."""
+        return [slot for slots in self._slots.values() for slot in slots]
 
     def build(self, table: LazyTable, add_slot: Callable[..., keras.Variable], changes: Changes) -> None:
         """Make the slots of a table, in the dtype of the arithmetic."""
@@ -105,10 +136,7 @@ class Rule:
         set_variables(optimizer, [v for v in optimizer.variables if id(v) not in released])
 
     def in_order(self, variables: Sequence[Any]) -> list[keras.Variable]:
-        """What the optimizer has and the slots of tables, in the order in which it would have all for these variables.
-
-        A file then goes into an optimizer for which other variables are tables, or none.
-        """
+        """What the optimizer has, and the slots of tables, in the order in which it would have all for these variables."""
         optimizer, slots = self._optimizer, []
         indices = {id(variable): index for index, variable in enumerate(optimizer._trainable_variables)}
         for variable in variables:
@@ -218,6 +246,12 @@ def rule_of(optimizer: Any, rowwise: bool) -> Rule:
     }
     rule = rules.get(type(optimizer))
     name = type(optimizer).__name__
+    if rule is None and name == "MultiOptimizer":
+        raise ValueError(
+            "Invalid value for argument optimizer: expected one optimizer. Received: MultiOptimizer. Put the wrapper "
+            "inside, around the optimizers that tables are assigned to: "
+            "MultiOptimizer(OptimizerMap(default, {'.*embeddings': LazyRegularization(optimizer)}))."
+        )
     if rule is None:
         raise ValueError(
             "Invalid value for argument optimizer: expected SGD, Adagrad or Adam, which have row-wise updates. "
@@ -225,11 +259,6 @@ def rule_of(optimizer: Any, rowwise: bool) -> Rule:
         )
     if rowwise and rule != updates.ADAGRAD:
         raise ValueError(f"Invalid value for argument rowwise: expected False except with Adagrad. Received: {name}")
-    for option in ("momentum", "amsgrad", "weight_decay", "use_ema", "gradient_accumulation_steps"):
-        value = getattr(optimizer, option, None)
-        if value:
-            raise ValueError(
-                f"Invalid value for argument optimizer: expected no {option}, for it moves rows that a step does not "
-                f"touch. Received: {name}({option}={value})"
-            )
-    return Rule(updates.ROWWISE_ADAGRAD if rowwise else rule, optimizer)
+    found = Rule(updates.ROWWISE_ADAGRAD if rowwise else rule, optimizer)
+    found.check()
+    return found

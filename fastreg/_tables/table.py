@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import warnings
 from typing import Any
 
 import keras
@@ -14,7 +15,6 @@ from keras.src.backend.common.stateless_scope import in_stateless_scope
 from fastreg import _validation
 from fastreg._bridges import support
 from fastreg._bridges.factors import Factors
-from fastreg._bridges.support import arithmetic_dtype
 from fastreg._changes import Changes
 from fastreg._tables.variable import TableVariable
 from fastreg.regularizers import L2, _Penalty, lazy_penalty
@@ -51,7 +51,7 @@ class LazyTable(keras.Variable):  # type: ignore[misc]
         penalty_every: int | None,
         name: str,
     ) -> None:
-        self._penalty, self._penalty_every = penalty, penalty_every
+        self._penalty, self._penalty_every, self._has_warned = penalty, penalty_every, False
         super().__init__(initializer, shape=shape, dtype=dtype, trainable=True, name=name)
 
     def _initialize(self, value: Any) -> None:
@@ -70,7 +70,8 @@ class LazyTable(keras.Variable):  # type: ignore[misc]
             lambda: variable.value, dtype=variable.dtype, trainable=variable.trainable, name=variable.name
         )
         changes.afterwards(functools.partial(_empty, variable.value))
-        changes.become(variable, cls, _value=value, _regularizer=None, _penalty=penalty, _penalty_every=None)
+        own = {"_penalty": penalty, "_penalty_every": None, "_has_warned": False}
+        changes.become(variable, cls, _value=value, _regularizer=None, **own)
 
     @property
     def penalised_by(self) -> _Penalty:
@@ -97,9 +98,9 @@ class LazyTable(keras.Variable):  # type: ignore[misc]
     def overwrite_with_gradient(self) -> bool:
         """Asked for by each of Keras's optimizers before it updates a variable: how a missing wrapper is noticed."""
         raise RuntimeError(
-            f"The table {self.path!r} is regularised lazily and can only be updated by fastreg.LazyRegularization, the "
-            "outermost optimizer. Wrap the optimizer: "
-            "model.compile(fastreg.LazyRegularization(optimizer), ...). Or use keras.layers.Embedding."
+            f"The table {self.path!r} is regularised lazily and can only be updated by fastreg.LazyRegularization. "
+            "Wrap the optimizer, as in model.compile(fastreg.LazyRegularization(optimizer), ...), or use "
+            "keras.layers.Embedding."
         )
 
     # What a lazily regularised layer and its optimizer do.
@@ -139,13 +140,28 @@ class LazyTable(keras.Variable):  # type: ignore[misc]
         return tf.cast(rows, dtype)
 
     @not_converted
-    def update(self, gradient: tf.IndexedSlices | None, step: Any) -> None:
-        """One training step: see `TableVariable.update`. Without a gradient no row was looked up."""
-        if gradient is None:
-            ids, values = tf.zeros(0, tf.int32), tf.zeros((0, self._shape[1]), arithmetic_dtype(self._dtype))
-        else:
-            ids, values = gradient.indices, gradient.values
-        self._value.update(ids, values, step, self.factors())
+    def update(self, gradient: Any, step: Any) -> None:
+        """One training step: see `TableVariable.update`. It shrinks by as much as the loss weights the penalty.
+
+        Parameters
+        ----------
+        gradient : gradients.TableGradient
+        step : rules.Step
+        """
+        weight = gradient.weight
+        factors = tf.zeros(2, tf.float64) if weight is None else self.factors().vector() * weight
+        self._value.update(gradient.ids, gradient.values, step, factors)
+
+    def warn_of_missing_penalty(self) -> None:
+        """Say that the loss does not contain the penalty, and what follows; the first time, if there is one."""
+        if self._has_warned or self.factors().are_zero:
+            return
+        self._has_warned = True
+        warnings.warn(
+            f"The loss does not contain the penalty of the table {self.path!r}, which therefore is not regularised in "
+            "this step. In a training loop of your own, add sum(model.losses) to the loss.",
+            stacklevel=2,
+        )
 
     def served_by(self) -> str:
         """What its ops are here and now: native ones, or TensorFlow's."""

@@ -7,6 +7,7 @@ the ops of tables (`native`, `plain`) use its memory.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -67,6 +68,7 @@ class TableVariable(OwnVariable):
     """
 
     def __init__(self, initial_value: Callable[[], Any], *, dtype: Any, **options: Any) -> None:
+        self._has_warned = False
         super().__init__(initial_value, dtype=dtype, **options)
         with support.on_host():
             self.stamps = OwnVariable(self._initial_stamps, dtype=tf.float64, trainable=False)
@@ -88,7 +90,7 @@ class TableVariable(OwnVariable):
         with support.on_host():
             return self._way().lookup(self, ids)
 
-    def update(self, ids: tf.Tensor, gradient: tf.Tensor, step: Any, factors: Factors) -> None:
+    def update(self, ids: tf.Tensor, gradient: tf.Tensor, step: Any, factors: tf.Tensor) -> None:
         """Shrink all rows by one step's penalty, and update some by an optimizer's rule.
 
         Parameters
@@ -99,7 +101,8 @@ class TableVariable(OwnVariable):
             In the dtype of the arithmetic.
         step : rules.Step
             What the optimizer does in this step.
-        factors : Factors
+        factors : tf.Tensor of shape (2,), float64
+            l1 and l2, by which rows shrink.
 
         Raises
         ------
@@ -116,8 +119,10 @@ class TableVariable(OwnVariable):
 
     def penalty(self, factors: Factors, every: int) -> tf.Tensor:
         """The penalty of the true weights as a scalar of their dtype: exact if `every` is 0, else tracked, and measured
-        anew where that may be off and is `every` steps old.
+        anew where that may be off and is `every` steps old. Its gradient carries the weight that it has in the loss:
+        see `fastreg._bridges.slices`.
         """
+        variable_accessed(self)
         with support.on_host():
             return self._way().penalty(self, factors, every)
 
@@ -155,6 +160,15 @@ class TableVariable(OwnVariable):
     def _read_variable_op(self, no_copy: bool = False) -> tf.Tensor:
         if no_copy or support.is_saving() or in_stateless_scope():
             return super()._read_variable_op(no_copy)
+        if support.tape_is_active() and not self._has_warned:
+            self._has_warned = True
+            warnings.warn(
+                f"A training step reads all of the table {self.name!r}, as tied output weights do. It then writes out "
+                "and trains all rows at every step, and keras.layers.Embedding is as fast. To look rows up, call the "
+                "layer.",
+                UserWarning,
+                stacklevel=2,
+            )
         variable_accessed(self)
         with support.on_host():
             return self._way().weights(self)

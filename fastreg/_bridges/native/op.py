@@ -15,6 +15,7 @@ from tensorflow.python import pywrap_tfe
 from tensorflow.python.eager import context, core, execute
 from tensorflow.python.framework import kernels, op_def_library, op_def_registry, ops
 
+from fastreg._bridges.custom_gradient import register_gradient
 from fastreg._bridges.native import capi, tensors
 from fastreg._bridges.native.compiler import callback
 
@@ -97,9 +98,8 @@ class Op:
             self._ready.add(key)
 
     def gradient(self, function: Callable[..., Any]) -> Any:
-        """Decorate the op's gradient, as `tf.RegisterGradient` does; of several imports of a module the last counts."""
-        ops.gradient_registry._registry.pop(self.name, None)
-        return tf.RegisterGradient(self.name)(function)
+        """Decorate the op's gradient."""
+        return register_gradient(self.name)(function)
 
     def has_no_gradient(self) -> None:
         """Register that tapes have nothing to ask of it."""

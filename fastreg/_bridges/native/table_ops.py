@@ -1,6 +1,4 @@
-"""The native ops of lazily regularised tables: their definitions, the gradient of a lookup, and the memory of
-variables.
-"""
+"""The native ops of lazily regularised tables: their definitions and gradients, and the memory of variables."""
 
 from __future__ import annotations
 
@@ -9,6 +7,7 @@ from typing import Any
 import tensorflow as tf
 from tensorflow.python.eager import record
 
+from fastreg._bridges import slices
 from fastreg._bridges.native import shapes
 from fastreg._bridges.native import table_kernels as kernels
 from fastreg._bridges.native.op import FLOATS, VARIANT, VARIANT_TYPES, Op
@@ -106,16 +105,21 @@ def memory(variable: tf.Variable) -> tuple[tf.Tensor, tf.Tensor]:
 @LOOKUP.gradient
 def _gradient_of_lookup(op: Any, upstream: tf.Tensor) -> Any:
     """Rows of the table: with respect to the resource, as of TensorFlow's own lookup."""
-    ids = op.inputs[4]
-    shape = tf.constant(op.inputs[1].shape.as_list(), tf.int64)
-    return tf.IndexedSlices(upstream, ids, shape), None, None, None, None
+    return slices.of_lookup(upstream, op.inputs[4], op.inputs[1].shape.as_list()), None, None, None, None
 
 
-for _op in (UPDATE, FLUSH, PENALTY, COUNT_ZEROS, SUM_DUPLICATES):
+@PENALTY.gradient
+def _gradient_of_penalty(op: Any, upstream: tf.Tensor) -> Any:
+    """The weight of the penalty in the loss, on its way to the optimizer: with respect to the resource too."""
+    return slices.of_penalty(upstream, op.inputs[1].shape.as_list()), None, None, None, None, None
+
+
+for _op in (UPDATE, FLUSH, COUNT_ZEROS, SUM_DUPLICATES):
     _op.has_no_gradient()
 
 
 @WEIGHTS.gradient
-def _gradient_of_weights(op: Any, upstream: tf.Tensor) -> Any:  # noqa: ARG001
-    """Dense, with respect to the resource, as of TensorFlow's own read."""
-    return upstream, None, None, None
+def _gradient_of_weights(op: Any, upstream: tf.Tensor) -> Any:
+    """All rows of the table: with respect to the resource."""
+    upstream = tf.ensure_shape(upstream, op.inputs[1].shape)
+    return slices.of_all(upstream), None, None, None

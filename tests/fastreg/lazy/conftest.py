@@ -35,7 +35,7 @@ def float64():
 
 
 class Plan:
-    """Ids and gradients for every step: `loss = sum(gradient * lookup(ids))`, so data gradients are known."""
+    """Ids and gradients for every step: `loss = sum(gradient * lookup(ids)) + penalty`, so data gradients are known."""
 
     def __init__(self, steps, rows=ROWS, width=WIDTH, batch=6, seed=0):
         generator = np.random.default_rng(seed)
@@ -60,6 +60,7 @@ class Plan:
         def step(ids, gradient):
             with tf.GradientTape() as tape:
                 loss = tf.reduce_sum(tf.cast(layer(ids), layer.compute_dtype) * tf.cast(gradient, layer.compute_dtype))
+                loss += tf.cast(sum(layer.losses), layer.compute_dtype)
             optimizer.apply(tape.gradient(loss, layer.trainable_weights), layer.trainable_weights)
 
         if graph:
@@ -124,6 +125,13 @@ class Lazy:
         if kind in ("adagrad", "rowwise"):  # a value that Keras's rounding of it to float32 leaves alone
             options.setdefault("initial_accumulator_value", 0.125)
         return fastreg.LazyRegularization(OPTIMIZERS[kind](rate, **options), rowwise=kind == "rowwise")
+
+    @staticmethod
+    def gradient(layer, weight=1.0):
+        """Of a loss that is nothing but the penalty, with this weight."""
+        with tf.GradientTape() as tape:
+            loss = weight * sum(layer.losses)
+        return tape.gradient(loss, layer.embeddings)
 
     @staticmethod
     def error(actual, expected):

@@ -175,7 +175,7 @@ def test_the_state_of_the_optimizer_goes_over(lazy, name, tmp_path):
             step, rate, slots = inner.iterations, inner.learning_rate, [v.numpy() for v in inner.variables[2:]]
             with pytest.warns(UserWarning, match="decoupled from the gradient"):
                 fastreg.accelerate(model, lazy=True)
-            assert model.optimizer.inner_optimizer is inner
+            assert model.optimizer.inner_optimizer is optimizer
             assert inner.iterations is step
             assert inner.learning_rate is rate
             assert not [v for v in inner.variables if v.shape == (4, 3)]
@@ -189,6 +189,37 @@ def test_the_state_of_the_optimizer_goes_over(lazy, name, tmp_path):
         assert lazy.error(ours, theirs) < 1e-5
     # Checkpoints of TensorFlow's refuse lists that were changed.
     tf.train.Checkpoint(model=model, optimizer=model.optimizer).save(str(tmp_path / "checkpoint"))
+
+
+SCALED = {
+    "by the policy": (lambda: keras.optimizers.SGD(0.1), {}),
+    "not": (lambda: keras.optimizers.SGD(0.1), {"auto_scale_loss": False}),
+    "by a fixed factor": (lambda: keras.optimizers.SGD(0.1, loss_scale_factor=16.0), {"auto_scale_loss": False}),
+    "explicitly": (lambda: keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.1), 64.0, 7), {}),
+    "already lazily": (lambda: keras.optimizers.LossScaleOptimizer(fastreg.LazyRegularization("sgd"), 64.0, 7), {}),
+    "lazily inside": (
+        lambda: fastreg.LazyRegularization(keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(), 64.0, 7)),
+        {},
+    ),
+}
+
+
+@pytest.mark.parametrize("how", SCALED)
+def test_the_loss_is_scaled_as_before(lazy, how):
+    keras.config.set_dtype_policy("mixed_float16")
+    make, options = SCALED[how]
+    embedding = keras.layers.Embedding(4, 3, embeddings_regularizer=keras.regularizers.L2(0.01))
+    model = keras.Sequential([embedding, keras.layers.Dense(1)])
+    model.compile(make(), "mse", **options)
+    scale, kind = float(model.optimizer.scale_loss(1.0)), keras.optimizers.LossScaleOptimizer
+    is_scaler = isinstance(model.optimizer, kind)
+    growth = model.optimizer.dynamic_growth_steps if is_scaler else None
+    fastreg.accelerate(model, lazy=True)
+    assert float(model.optimizer.scale_loss(1.0)) == scale
+    assert isinstance(model.optimizer, kind) == is_scaler
+    assert (model.optimizer.dynamic_growth_steps if is_scaler else None) == growth
+    fit(model, (np.arange(4)[:, None], np.zeros((4, 1, 1))))
+    assert float(model.optimizer.scale_loss(1.0)) == scale
 
 
 def test_a_row_wise_accumulator_begins_with_the_mean(lazy):

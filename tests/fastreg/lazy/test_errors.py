@@ -40,14 +40,26 @@ def test_compiling_again_without_the_wrapper_is_an_error(lazy, eager):
     np.testing.assert_array_equal(model.get_weights()[0], before[0])
 
 
-def test_a_wrapper_inside_another_is_an_error(lazy):
-    x, y = lazy.data()
-    outer = keras.optimizers.LossScaleOptimizer(fastreg.LazyRegularization("sgd"))
-    model = lazy.compiled(fastreg.L2(L2), outer)
-    with pytest.raises(RuntimeError, match="outermost"):
-        fit(model, x, y)
-    with pytest.raises(ValueError, match="wrapped already"):
-        fastreg.LazyRegularization(fastreg.LazyRegularization("sgd"))
+@pytest.mark.parametrize("eager", [False, True])
+def test_a_missing_wrapper_under_loss_scaling_is_an_error(lazy, eager):
+    model = lazy.compiled(
+        fastreg.L2(L2), keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD()), run_eagerly=eager
+    )
+    before = model.get_weights()
+    with pytest.raises(RuntimeError, match="LazyRegularization"):
+        fit(model, *lazy.data())
+    np.testing.assert_array_equal(model.get_weights()[0], before[0])
+
+
+def test_a_wrapper_in_a_wrapper_and_a_scaler_in_a_scaler_are_errors(lazy):
+    scaled = keras.optimizers.LossScaleOptimizer
+    for inner in (fastreg.LazyRegularization("sgd"), scaled(fastreg.LazyRegularization("sgd"))):
+        with pytest.raises(ValueError, match="wrapped already"):
+            fastreg.LazyRegularization(inner)
+    twice = scaled(fastreg.LazyRegularization(scaled(keras.optimizers.SGD())))
+    model = lazy.compiled(fastreg.L2(L2), twice)
+    with pytest.raises(ValueError, match="does not scale the loss"):
+        fit(model, *lazy.data())
 
 
 @pytest.mark.parametrize(
@@ -191,7 +203,7 @@ def test_an_unknown_table(lazy):
     optimizer = fastreg.LazyRegularization("adagrad")
     optimizer.build(first.trainable_weights)
     with pytest.raises(ValueError, match="Unknown table"):
-        optimizer.apply([None], second.trainable_weights)
+        optimizer.apply([lazy.gradient(second)], second.trainable_weights)
 
 
 @pytest.mark.parametrize("devices", [["CPU:0"], None])

@@ -168,6 +168,7 @@ def test_a_step_without_a_lookup_shrinks_and_a_frozen_table_stays(lazy, float64,
         variables = [*used.trainable_weights, *unused.trainable_weights, *frozen.trainable_weights]
         with tf.GradientTape() as tape:
             loss = tf.reduce_sum(used(tf.constant([2, 2, 3]))) + tf.reduce_sum(frozen(tf.constant([1])))
+            loss += sum(used.losses + unused.losses + frozen.losses)
         optimizer.apply(tape.gradient(loss, variables), variables)
 
     step = tf.function(step) if graph else step

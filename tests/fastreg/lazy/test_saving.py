@@ -156,7 +156,7 @@ def test_saving_writes_true_weights_and_flushes(lazy, float64):
     optimizer = lazy.optimizer("sgd")
     for step in range(7):
         with tf.GradientTape() as tape:
-            loss = tf.reduce_sum(layer(tf.constant(plan.ids[step])) * plan.gradients[step])
+            loss = tf.reduce_sum(layer(tf.constant(plan.ids[step])) * plan.gradients[step]) + sum(layer.losses)
         optimizer.apply(tape.gradient(loss, layer.trainable_weights), layer.trainable_weights)
     layer.save_own_variables(store)
     assert list(store) == ["0"]

@@ -99,9 +99,14 @@ def test_the_step_moves_rows_only(lazy, kind, penalty, clip):
     assert whole_table_operations(train_step(optimizer, fastreg.Embedding, penalty)[2]) == []
 
 
-def test_with_loss_scaling(lazy):
-    scaler = keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.1))
-    _, _, function = train_step(fastreg.LazyRegularization(scaler), fastreg.Embedding, fastreg.L2(1e-3))
+@pytest.mark.parametrize("outside", [False, True])
+def test_with_loss_scaling(lazy, outside):
+    """In the wrapper, and around it, where Keras's `compile` puts it."""
+    if outside:
+        optimizer = keras.optimizers.LossScaleOptimizer(lazy.optimizer("sgd"))
+    else:
+        optimizer = fastreg.LazyRegularization(keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.1)))
+    _, _, function = train_step(optimizer, fastreg.Embedding, fastreg.L2(1e-3))
     assert whole_table_operations(function, branches=True) == []  # the update is in a branch here
     assert any(o.type == "FastregUpdate" for graph in graphs(function, branches=True) for o in graph.get_operations())
 
@@ -111,6 +116,20 @@ def test_the_step_has_no_callback(lazy):
     used = [operation.type for graph in graphs(function, branches=True) for operation in graph.get_operations()]
     assert not {"EagerPyFunc", "PyFunc", "PyFuncStateless"} & set(used)
     assert [used.count(name) for name in sorted(NATIVE)] == [1, 1, 1]
+
+
+def test_the_update_takes_the_gradient_of_the_lookup_as_it_is(lazy):
+    """Not concatenated with what the penalty adds to it, and taken apart again."""
+    _, _, function = train_step(lazy.optimizer("adagrad"), fastreg.Embedding, fastreg.L1L2(1e-3, 1e-3))
+    operations = [operation for graph in graphs(function, branches=True) for operation in graph.get_operations()]
+    (update,) = (operation for operation in operations if operation.type == "FastregUpdate")
+    (lookup,) = (operation for operation in operations if operation.type == "FastregLookup")
+    ids, gradient = update.inputs[8:10]
+    assert ids is lookup.inputs[4]
+    assert gradient.op.type == "Reshape"
+    (joined,) = (consumer for consumer in gradient.consumers() if consumer is not update)
+    assert joined.type == "ConcatV2"
+    assert joined.outputs[0].consumers() == []  # so that nobody computes it
 
 
 def test_the_memory_stays(lazy):

@@ -72,8 +72,9 @@ def test_what_another_thread_sees_is_true(lazy):
 
     @tf.function
     def step():
-        gradient = tf.IndexedSlices(tf.zeros((rows, width)), tf.range(rows), (rows, width))
-        optimizer.apply([gradient], layer.trainable_weights)
+        with tf.GradientTape() as tape:
+            loss = 0.0 * tf.reduce_sum(layer(tf.range(rows))) + sum(layer.losses)
+        optimizer.apply(tape.gradient(loss, layer.trainable_weights), layer.trainable_weights)
 
     def watch():
         while not stop.is_set():
@@ -137,7 +138,10 @@ INTERRUPTED = """
     layer.build()
     optimizer.build(layer.trainable_weights)
     ids = tf.range(rows)
-    gradient = tf.IndexedSlices(tf.zeros((rows, width)), ids, (rows, width))
+    with tf.GradientTape(persistent=True) as tape:
+        penalty = sum(layer.losses)
+        loss = 0.0 * tf.reduce_sum(layer(ids)) + penalty
+    gradient, of_penalty = (tape.gradient(value, layer.embeddings) for value in (loss, penalty))
 
     def update():
         optimizer.apply([gradient], layer.trainable_weights)
@@ -148,7 +152,7 @@ INTERRUPTED = """
     for _ in range(60):
         layer.embeddings.assign(tf.ones((rows, width)))
         for _ in range(6):
-            optimizer.apply([None], layer.trainable_weights)
+            optimizer.apply([of_penalty], layer.trainable_weights)
         before, steps = int(optimizer.iterations), 6
         try:
             signal.setitimer(signal.ITIMER_REAL, random.uniform(1e-4, 0.02))

@@ -149,22 +149,28 @@ def test_the_threshold_restarts_before_it_loses_digits(lazy, float64):
     assert np.prod(layer.embeddings._value.stamps.numpy()[-state.ROWS]) < 64
 
 
-@pytest.mark.parametrize("branch", [True, False])
-def test_lookups_in_a_branch_and_in_a_function_of_their_own(lazy, float64, branch):
+@pytest.mark.parametrize("where", ["branch", "function", "neither"])
+def test_lookups_and_penalties_in_a_branch_and_in_a_function_of_their_own(lazy, float64, where):
     layer, optimizer = lazy.plan(1).layer(fastreg.L2(0.125)), lazy.optimizer("sgd", 0.5)
-    expected = layer.embeddings.numpy() * (1 - 0.125)
-    looked_up = tf.function(lambda ids: tf.reduce_sum(layer(ids)))
+    expected = layer.embeddings.numpy()
+    loss_of = tf.function(lambda ids: tf.reduce_sum(layer(ids)) + sum(layer.losses))
 
     @tf.function
     def step(ids, flag):
         with tf.GradientTape() as tape:
-            if branch:
-                loss = tf.cond(flag, lambda: tf.reduce_sum(layer(ids)), lambda: 2 * tf.reduce_sum(layer(ids[:1])))
+            if where == "branch":
+                doubled = tf.reduce_sum(layer(ids[:1])) * 2
+                loss = tf.cond(flag, lambda: tf.reduce_sum(layer(ids)) + sum(layer.losses), lambda: doubled)
             else:
-                loss = looked_up(ids)
+                loss = loss_of(ids) if where == "function" else tf.reduce_sum(layer(ids)) + sum(layer.losses)
         optimizer.apply(tape.gradient(loss, layer.trainable_weights), layer.trainable_weights)
 
-    step(tf.constant([1, 1, 2]), tf.constant(True))
-    expected[1] -= 2 * 0.5
-    expected[2] -= 0.5
-    np.testing.assert_allclose(layer.embeddings.numpy(), expected, rtol=1e-12)
+    for flag, counts, weight in ((True, {1: 2, 2: 1}, 1.0), (False, {1: 2}, 0.0)):
+        flag = flag if where == "branch" else True
+        if where != "branch":
+            counts, weight = {1: 2, 2: 1}, 1.0
+        step(tf.constant([1, 1, 2]), tf.constant(flag))
+        expected = expected * (1 - weight * 0.125)
+        for row, count in counts.items():
+            expected[row] -= 0.5 * count
+        np.testing.assert_allclose(layer.embeddings.numpy(), expected, rtol=1e-12)
