@@ -187,7 +187,7 @@ class LazyRegularization(keras.optimizers.Optimizer):  # type: ignore[misc]
         optimizer = keras.saving.deserialize_keras_object(config.pop("optimizer"), custom_objects=custom_objects)
         scale, growth = config.pop("initial_scale", None), config.pop("dynamic_growth_steps", 2000)
         if scale is not None:
-            optimizer = keras.optimizers.LossScaleOptimizer(optimizer, scale, growth)
+            optimizer = keras.optimizers.LossScaleOptimizer(optimizer, initial_scale=scale, dynamic_growth_steps=growth)
         return cls(optimizer, **config)
 
     def _variables_of(self, grads: Sequence[Any], variables: Sequence[Any] | None) -> list[Any]:
