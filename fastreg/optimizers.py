@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import keras
 
 from fastreg._tables import loss_scaling, rules, step
+from fastreg._tables.forwarding import forward
 from fastreg._tables.table import LazyTable, not_converted
 
 loss_scaling.keep_gradients_sparse()
@@ -245,6 +246,18 @@ class LossScaledLazyRegularization(LazyRegularization, keras.optimizers.LossScal
     are read and set here too.
     """
 
+    @property
+    def loss_scale_factor(self) -> None:
+        """None, for the scale is dynamic."""
+
+    @loss_scale_factor.setter
+    def loss_scale_factor(self, value: Any) -> None:
+        if value is not None:
+            raise ValueError(
+                "Invalid value for attribute loss_scale_factor: expected None, for a LossScaleOptimizer scales the "
+                f"loss. Received: loss_scale_factor={value!r}"
+            )
+
     def _apply(self, grads: Sequence[Any], variables: Sequence[Any]) -> None:
         loss_scaling.apply(self.inner_optimizer, grads, variables, super()._apply)
 
@@ -255,33 +268,8 @@ def unscaled(optimizer: Any) -> Any:
     return optimizer.inner_optimizer if is_scaler and not isinstance(optimizer, LazyRegularization) else optimizer
 
 
-def _forward(cls: type, names: Sequence[str], target: Callable[[Any], Any]) -> None:
-    """Have attributes of a wrapper be those of what it wraps."""
-
-    def attribute(name: str) -> property:
-        def read(self: Any) -> Any:
-            return getattr(target(self.inner_optimizer), name) if "inner_optimizer" in vars(self) else None
-
-        def write(self: Any, value: Any) -> None:
-            if "inner_optimizer" not in vars(self):
-                return  # Keras's own constructor, which knows of no options
-            wrapped = target(self.inner_optimizer)
-            before = getattr(wrapped, name)
-            setattr(wrapped, name, value)
-            try:
-                self._rule.check()
-            except ValueError:
-                setattr(wrapped, name, before)
-                raise
-
-        return property(read, write, doc="The wrapped optimizer's.")
-
-    for name in names:
-        setattr(cls, name, attribute(name))
-
-
-_forward(LazyRegularization, rules.OPTIONS, unscaled)
-_forward(
+forward(LazyRegularization, rules.OPTIONS, unscaled)
+forward(
     LossScaledLazyRegularization,
     ("initial_scale", "dynamic_growth_steps", "dynamic_scale", "step_counter"),
     lambda scaler: scaler,
