@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import keras
 
 from fastreg._changes import Changes
 from fastreg._tables import loss_scaling, rules, step
+from fastreg._tables.forwarding import forward
 from fastreg._tables.table import LazyTable, not_converted
 
 loss_scaling.keep_gradients_sparse()
@@ -189,7 +190,7 @@ class LazyRegularization(keras.optimizers.Optimizer):  # type: ignore[misc]
         optimizer = keras.saving.deserialize_keras_object(config.pop("optimizer"), custom_objects=custom_objects)
         scale, growth = config.pop("initial_scale", None), config.pop("dynamic_growth_steps", 2000)
         if scale is not None:
-            optimizer = keras.optimizers.LossScaleOptimizer(optimizer, scale, growth)
+            optimizer = keras.optimizers.LossScaleOptimizer(optimizer, initial_scale=scale, dynamic_growth_steps=growth)
         return cls(optimizer, **config)
 
     def _variables_of(self, grads: Sequence[Any], variables: Sequence[Any] | None) -> list[Any]:
@@ -261,6 +262,18 @@ class LossScaledLazyRegularization(LazyRegularization, keras.optimizers.LossScal
     are read and set here too.
     """
 
+    @property
+    def loss_scale_factor(self) -> None:
+        """None, for the scale is dynamic."""
+
+    @loss_scale_factor.setter
+    def loss_scale_factor(self, value: Any) -> None:
+        if value is not None:
+            raise ValueError(
+                "Invalid value for attribute loss_scale_factor: expected None, for a LossScaleOptimizer scales the "
+                f"loss. Received: loss_scale_factor={value!r}"
+            )
+
     def _apply(self, grads: Sequence[Any], variables: Sequence[Any]) -> None:
         loss_scaling.apply(self.inner_optimizer, grads, variables, super()._apply)
 
@@ -277,33 +290,8 @@ def unwrapped(optimizer: Any) -> Any:
     return unscaled(inside.inner_optimizer) if isinstance(inside, LazyRegularization) else inside
 
 
-def _forward(cls: type, names: Sequence[str], target: Callable[[Any], Any]) -> None:
-    """Have attributes of a wrapper be those of what it wraps."""
-
-    def attribute(name: str) -> property:
-        def read(self: Any) -> Any:
-            return getattr(target(self.inner_optimizer), name) if "inner_optimizer" in vars(self) else None
-
-        def write(self: Any, value: Any) -> None:
-            if "inner_optimizer" not in vars(self):
-                return  # Keras's own constructor, which knows of no options
-            wrapped = target(self.inner_optimizer)
-            before = getattr(wrapped, name)
-            setattr(wrapped, name, value)
-            try:
-                self._rule.check()
-            except ValueError:
-                setattr(wrapped, name, before)
-                raise
-
-        return property(read, write, doc="The wrapped optimizer's.")
-
-    for name in names:
-        setattr(cls, name, attribute(name))
-
-
-_forward(LazyRegularization, rules.OPTIONS, unscaled)
-_forward(
+forward(LazyRegularization, rules.OPTIONS, unscaled)
+forward(
     LossScaledLazyRegularization,
     ("initial_scale", "dynamic_growth_steps", "dynamic_scale", "step_counter"),
     lambda scaler: scaler,

@@ -86,7 +86,7 @@ def all_finite(gradients: Sequence[Any]) -> tf.Tensor:
     """Whether every element of every gradient is finite, of the slices where a gradient is sparse."""
     values = [_values(gradient) for gradient in gradients if gradient is not None]
     values += [g.weight for g in gradients if isinstance(g, TableGradient) and g.weight is not None]
-    return tf.reduce_all([tf.reduce_all(tf.math.is_finite(value)) for value in values])
+    return tf.reduce_all([tf.constant(True), *(tf.reduce_all(tf.math.is_finite(value)) for value in values)])
 
 
 def scaled(gradient: Any, factor: tf.Tensor) -> Any:

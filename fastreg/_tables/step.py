@@ -117,5 +117,5 @@ def _of_one_replica(optimizer: Any) -> Iterator[None]:
     optimizer._all_reduce_sum_gradients = list
     try:
         yield
-    finally:
-        del optimizer._all_reduce_sum_gradients
+    finally:  # another thread may have been first
+        vars(optimizer).pop("_all_reduce_sum_gradients", None)

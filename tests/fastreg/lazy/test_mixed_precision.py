@@ -142,12 +142,28 @@ def test_settings_of_a_scaler_in_the_wrapper_count(lazy):
     assert type(spelled_out) is type(optimizer)
 
 
+@pytest.mark.parametrize("nested", [inside, outside])
+@pytest.mark.parametrize("graph", [False, True])
+def test_no_gradient_at_all(lazy, nested, graph):
+    layer = lazy.plan(1).layer(fastreg.L2(0.125), dtype="float32")
+    optimizer, before = nested(keras.optimizers.SGD(0.5), False), layer.embeddings.numpy()
+    optimizer.build(layer.trainable_weights)
+    step = (tf.function if graph else lambda run: run)(lambda: optimizer.apply([None], layer.trainable_weights))
+    with pytest.raises(ValueError, match="No gradients provided for any variable"):
+        step()
+    np.testing.assert_array_equal(layer.embeddings.numpy(), before)
+
+
 def test_a_fixed_scale(lazy):
     fixed = fastreg.LazyRegularization(keras.optimizers.SGD(0.1, loss_scale_factor=4.0))
     assert float(fixed.scale_loss(tf.constant(3.0))) == 12
     fixed.loss_scale_factor = 8.0
     assert fixed.inner_optimizer.loss_scale_factor == 8
     assert float(fixed.scale_loss(tf.constant(3.0))) == 24
+    dynamic = inside(keras.optimizers.SGD(0.1), False)
+    assert dynamic.loss_scale_factor is None
+    with pytest.raises(ValueError, match="loss_scale_factor: expected None"):
+        dynamic.loss_scale_factor = 4.0
 
 
 @pytest.mark.parametrize("nested", [inside, outside])
