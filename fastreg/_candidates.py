@@ -9,6 +9,7 @@ import fastreg_kernels
 import keras
 import tensorflow as tf
 
+from fastreg._bridges import support
 from fastreg.embedding import Embedding
 from fastreg.regularizers import lazy_obstacle
 
@@ -77,8 +78,9 @@ def _obstacle_around(
 ) -> str | None:
     """What a model does with the table of a layer that a lazy one does not bear."""
     strategy = model.distribute_strategy if isinstance(model, keras.Model) else tf.distribute.get_strategy()
-    if _is_distributed(strategy):
-        return f"the model is distributed by {type(strategy).__name__}"
+    with strategy.scope():
+        if (name := support.distribution()) is not None:
+            return f"the model is distributed by {name}"
     for each in layers:
         if isinstance(each, keras.layers.RNN) and not each.unroll and layer in each._flatten_layers():
             return f"it is looked up in the loop of {each.name!r}"
@@ -95,8 +97,3 @@ def _obstacle_around(
                 if any(argument is table for argument in arguments):
                     return f"its whole table is an input of {operation.name!r}"
     return None
-
-
-def _is_distributed(strategy: tf.distribute.Strategy) -> bool:
-    with strategy.scope():
-        return tf.distribute.has_strategy() and not isinstance(strategy, tf.distribute.OneDeviceStrategy)

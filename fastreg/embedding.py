@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from fastreg._tables.table import LazyTable, not_converted
+from fastreg._tables.table import LazyTable, check_one_device, not_converted
 from fastreg.regularizers import _Penalty, lazy_penalty
 
 
@@ -143,12 +143,7 @@ class Embedding(keras.layers.Embedding):  # type: ignore[misc]
             raise ValueError(
                 f"Invalid value for argument dtype: expected weights of {expected}. Received: {self.variable_dtype}"
             )
-        strategy = tf.distribute.get_strategy()
-        if tf.distribute.has_strategy() and not isinstance(strategy, tf.distribute.OneDeviceStrategy):
-            raise NotImplementedError(
-                "Lazily regularised tables can only be trained on one device, without mirrored variables. "
-                f"Received: {type(strategy).__name__}"
-            )
+        check_one_device()
         with keras.name_scope(self.name, caller=self):
             table = LazyTable(
                 self.embeddings_initializer,

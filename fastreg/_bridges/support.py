@@ -34,6 +34,13 @@ def is_on_parameter_servers() -> bool:
     return isinstance(tf.distribute.get_strategy(), tf.distribute.ParameterServerStrategy)
 
 
+def distribution() -> str | None:
+    """The name of the strategy around a call, if it is one of several devices or processes, or None."""
+    strategy = tf.distribute.get_strategy()
+    is_one = not tf.distribute.has_strategy() or isinstance(strategy, tf.distribute.OneDeviceStrategy)
+    return None if is_one else type(strategy).__name__
+
+
 def has_tangents(x: tf.Tensor) -> bool:
     """Whether forward-mode differentiation goes through x."""
     return bool(forwardprop_util.pack_tangents([x]).tangents)

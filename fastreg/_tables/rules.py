@@ -136,7 +136,7 @@ class Rule:
         set_variables(optimizer, [v for v in optimizer.variables if id(v) not in released])
 
     def in_order(self, variables: Sequence[Any]) -> list[keras.Variable]:
-        """What the optimizer has and the slots of tables, in the order that it would have all in for these variables."""
+        """What the optimizer has and the slots of tables, in the order in which it would have all for these itself."""
         optimizer, slots = self._optimizer, []
         indices = {id(variable): index for index, variable in enumerate(optimizer._trainable_variables)}
         for variable in variables:

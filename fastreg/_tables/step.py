@@ -10,7 +10,7 @@ from typing import Any
 import tensorflow as tf
 
 from fastreg._tables import gradients, rules
-from fastreg._tables.table import LazyTable
+from fastreg._tables.table import LazyTable, check_one_device
 
 Pairs = list[tuple[Any, Any]]
 
@@ -42,6 +42,7 @@ def take(optimizer: Any, rule: rules.Rule, grads: Sequence[Any], variables: Sequ
 
 def _check_tables(rule: rules.Rule, variables: Sequence[Any]) -> None:
     rule.check()
+    check_one_device()
     for table in variables:
         if isinstance(table, LazyTable) and not rule.knows(table):
             raise ValueError(

@@ -26,6 +26,22 @@ _MEASURED_PER_STEP = 1 << 15
 """Elements that passes for the penalty go over in a training step, on average: a hundredth of its time, or less."""
 
 
+def check_one_device() -> None:
+    """See that no strategy of several devices is around: it would have copies of a table, or update one several times.
+
+    Raises
+    ------
+    ValueError
+        If there is one. (A `NotImplementedError` Keras's Sequential takes for a layer that cannot be built yet.)
+    """
+    name = support.distribution()
+    if name is not None:
+        raise ValueError(
+            "Lazily regularised tables can only be made and trained on one device, outside of distribution strategies "
+            f"and their scopes. Received: {name}. Use keras.layers.Embedding with it."
+        )
+
+
 class LazyTable(keras.Variable):  # type: ignore[misc]
     """A Keras variable of shape (rows, width) that is regularised lazily; see `fastreg.Embedding`.
 

@@ -210,7 +210,42 @@ def test_an_unknown_table(lazy):
 def test_mirrored_variables(lazy, devices):
     """Also of one replica, whose variable has no memory of its own to update rows in."""
     strategy = tf.distribute.MirroredStrategy(devices)
-    with strategy.scope(), pytest.raises(NotImplementedError, match=r"one device.*Received: MirroredStrategy"):
+    with strategy.scope(), pytest.raises(ValueError, match=r"one device.*Received: MirroredStrategy"):
         lazy.compiled(fastreg.L2(L2), fastreg.LazyRegularization("sgd"))
     with tf.distribute.OneDeviceStrategy("CPU:0").scope():
         fit(lazy.compiled(fastreg.L2(L2), fastreg.LazyRegularization("sgd")), *lazy.data())
+
+
+@pytest.mark.parametrize("how", ["fit in the scope", "model in the scope", "a loop", "fit, central storage"])
+def test_tables_made_outside_of_a_strategy(lazy, how):
+    """Each replica would update the one table. Nothing is changed; without the strategy it trains on."""
+    kind = tf.distribute.experimental.CentralStorageStrategy if "central" in how else tf.distribute.MirroredStrategy
+    strategy = kind(["CPU:0", "CPU:1"])
+    model = lazy.compiled(fastreg.L2(L2), fastreg.LazyRegularization("sgd"))
+    before = model.get_weights()
+
+    def train():
+        if how == "a loop":
+            layer = model.layers[1]
+            gradient = lazy.gradient(layer)
+            strategy.run(lambda: model.optimizer.apply([gradient], [layer.embeddings]))
+            return
+        with strategy.scope():
+            again = model
+            if how == "model in the scope":
+                again = keras.Model(model.inputs, model.outputs)
+                again.compile(fastreg.LazyRegularization("sgd"), "mse")
+            fit(again, *lazy.data())
+
+    with pytest.raises(ValueError, match=r"one device.*Received: (Mirrored|CentralStorage)Strategy"):
+        train()
+    for ours, theirs in zip(model.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_sequential_models_do_not_hide_the_error():
+    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+    with strategy.scope():
+        model = keras.Sequential([fastreg.Embedding(5, 2, embeddings_regularizer="l2"), keras.layers.Dense(1)])
+        with pytest.raises(ValueError, match="one device"):
+            model.build((None, 3))
