@@ -163,14 +163,16 @@ class Embedding(keras.layers.Embedding):  # type: ignore[misc]
         Raises
         ------
         tf.errors.InvalidArgumentError
-            At run time, if an id is negative or not below `input_dim`.
+            At run time, if an id is negative or not below `input_dim`. XLA cannot raise it: of a lazily regularised
+            table the row is NaN there.
         """
         if self.lora_enabled or self.quantization_mode is not None:
             return super().call(inputs)
         if isinstance(inputs, tf.SparseTensor):
             inputs = tf.sparse.to_dense(inputs)  # what is missing has id 0, as in Keras's layer
         if inputs.dtype not in ("int32", "int64"):
-            inputs = keras.ops.cast(inputs, "int32")
+            # Wide enough that no id becomes another one.
+            inputs = keras.ops.cast(inputs, "int32" if tf.as_dtype(inputs.dtype).size < 4 else "int64")
         if isinstance(inputs, tf.RaggedTensor):
             return inputs.with_flat_values(self._rows(inputs.flat_values))
         return self._rows(inputs)
@@ -200,10 +202,11 @@ class Embedding(keras.layers.Embedding):  # type: ignore[misc]
         self._refuse_if_lazy("enable_lora")
         super().enable_lora(rank, **kwargs)
 
-    def quantize(self, *args: Any, **kwargs: Any) -> Any:
-        """As Keras's layer, without a regularizer only."""
+    def quantize(self, mode: Any = None, type_check: bool = True, **options: Any) -> Any:
+        """As Keras's layer, without a regularizer only; `Model.quantize` leaves one with a regularizer as it is."""
         self._refuse_if_lazy("quantize")
-        return super().quantize(*args, **kwargs)
+        # Keras's layer takes this class, which adds nothing to its weights, for one that it does not know.
+        return super().quantize(mode, type_check=type_check and type(self) is not Embedding, **options)
 
     def save_own_variables(self, store: Any) -> None:
         """As Keras's layer; a run that goes on after saving then has the bits of one that loads the file."""

@@ -8,6 +8,7 @@ import tensorflow as tf
 
 from fastreg._bridges.factors import Factors
 from fastreg._bridges.native import table_ops
+from fastreg._bridges.native.messages import NAME
 from fastreg._bridges.native.op import VARIANT, VARIANTS
 from fastreg._bridges.native.table_ops import memory
 
@@ -15,7 +16,7 @@ from fastreg._bridges.native.table_ops import memory
 def lookup(variable: Any, ids: tf.Tensor) -> tf.Tensor:
     """See `TableVariable.lookup`."""
     table_ops.LOOKUP.prepare(variable.dtype, ids.dtype)
-    return table_ops.LOOKUP(*_table(variable), ids)
+    return table_ops.LOOKUP(*_table(variable), ids, **{NAME: variable.path})
 
 
 def update(variable: Any, ids: tf.Tensor, gradient: tf.Tensor, step: Any, factors: tf.Tensor) -> None:
@@ -35,7 +36,7 @@ def update(variable: Any, ids: tf.Tensor, gradient: tf.Tensor, step: Any, factor
         factors,
         tf.constant(step.settings, tf.float64),
         step.number,
-        **{VARIANT: VARIANTS[step.rule]},
+        **{VARIANT: VARIANTS[step.rule], NAME: variable.path},
     )
 
 

@@ -33,9 +33,13 @@ def lookup(variable: Any, ids: tf.Tensor) -> tf.Tensor:
     stamps = variable.stamps.stored()
     numbers = tf.reshape(stamps[-state.ROWS :], [-1])
     stored = tf.raw_ops.ResourceGather(resource=variable.handle, indices=ids, dtype=variable.dtype)
-    marks = tf.gather(stamps, ids)
+    with tf.control_dependencies([stored]):  # which knows how many rows there are, and fails if an id is beyond them
+        marks = tf.gather(stamps, ids)
     wide = tf.cast(stored, support.arithmetic_dtype(variable.dtype))
     rows = tf.stop_gradient(tf.cast(shrink(wide, *_factors(numbers, marks)), variable.dtype))
+    if support.in_xla():  # which takes the nearest row for an id beyond the table
+        valid = (ids >= 0) & (ids < tf.constant(variable.shape[0], ids.dtype))
+        rows = tf.where(valid[:, None], rows, tf.constant(float("nan"), rows.dtype))
     rows.set_shape([None, variable.shape[1]])
     shape, in_branch = variable.shape.as_list(), _in_branch()
 

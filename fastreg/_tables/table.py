@@ -74,6 +74,7 @@ class LazyTable(keras.Variable):  # type: ignore[misc]
         with tf.init_scope():
             self._value = TableVariable(
                 value if callable(value) else lambda: value,
+                path=self.path,
                 dtype=self._dtype,
                 trainable=self.trainable,
                 name=self.name,
@@ -83,7 +84,11 @@ class LazyTable(keras.Variable):  # type: ignore[misc]
     def convert(cls, variable: keras.Variable, penalty: _Penalty, changes: Changes) -> None:
         """Make a variable of Keras's a table with its value: whoever holds the variable then holds the table."""
         value = TableVariable(
-            lambda: variable.value, dtype=variable.dtype, trainable=variable.trainable, name=variable.name
+            lambda: variable.value,
+            path=variable.path,
+            dtype=variable.dtype,
+            trainable=variable.trainable,
+            name=variable.name,
         )
         changes.afterwards(functools.partial(_empty, variable.value))
         own = {"_penalty": penalty, "_penalty_every": None, "_has_warned": False}

@@ -63,12 +63,14 @@ class TableVariable(OwnVariable):
 
     Attributes
     ----------
+    path : str
+        What messages call it.
     stamps : tf.Variable of shape (rows + 4, 2), float64
         The state; see `fastreg._bridges.state`.
     """
 
-    def __init__(self, initial_value: Callable[[], Any], *, dtype: Any, **options: Any) -> None:
-        self._has_warned = False
+    def __init__(self, initial_value: Callable[[], Any], *, path: str, dtype: Any, **options: Any) -> None:
+        self.path, self._has_warned = path, False
         super().__init__(initial_value, dtype=dtype, **options)
         with support.on_host():
             self.stamps = OwnVariable(self._initial_stamps, dtype=tf.float64, trainable=False)
@@ -163,7 +165,7 @@ class TableVariable(OwnVariable):
         if support.tape_is_active() and not self._has_warned:
             self._has_warned = True
             warnings.warn(
-                f"A training step reads all of the table {self.name!r}, as tied output weights do. It then writes out "
+                f"A training step reads all of the table {self.path!r}, as tied output weights do. It then writes out "
                 "and trains all rows at every step, and keras.layers.Embedding is as fast. To look rows up, call the "
                 "layer.",
                 UserWarning,

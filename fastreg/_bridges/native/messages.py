@@ -4,17 +4,43 @@ from __future__ import annotations
 
 import numpy as np
 from fastreg_kernels.cpu.jit import inner
-from numba import types
+from numba import carray, types
 
 from fastreg._bridges.native import capi
+from fastreg._bridges.native.compiler import callback
 
 _SIZE = 512
+NAME = "name_of_table"
+"""The attribute of an op that its kernels keep as their state, for messages."""
+
+_name_attribute = capi.text(NAME)
+_malloc = types.ExternalFunction("malloc", types.uintp(types.uintp))
+_free = types.ExternalFunction("free", types.void(types.uintp))
 _gcvt = types.ExternalFunction("gcvt", types.voidptr(types.float64, types.int32, types.voidptr))
 
 
 def literal(text: str) -> np.ndarray:
     """A piece of text as compiled code takes it."""
     return np.frombuffer(text.encode(), np.uint8)
+
+
+@callback(types.uintp(types.uintp))
+def keep_name(construction):
+    """The address of the name, ended by a zero, as a kernel's state."""
+    status, sizes = capi.NewStatus(), np.zeros(2, np.int32)
+    capi.GetAttrSize(construction, _name_attribute(), capi.memory(sizes[:1]), capi.memory(sizes[1:]), status)
+    size = min(np.int64(sizes[1]), _SIZE - 1)
+    state = _malloc(np.uintp(size + 1))
+    capi.GetAttrString(construction, _name_attribute(), capi.pointer(state), np.uintp(size), status)
+    carray(capi.pointer(state), size + 1, np.uint8)[size] = 0
+    capi.DeleteStatus(status)
+    return state
+
+
+@callback(types.void(types.uintp))
+def give_name_back(state):
+    """What `keep_name` made is not needed any more."""
+    _free(state)
 
 
 @inner
@@ -29,6 +55,12 @@ def add_text(message, text):
     at = _length(message)
     for i in range(min(text.size, _SIZE - 1 - at)):
         message[at + i] = text[i]
+
+
+@inner
+def add_name(message, state):
+    """Append the name that a kernel keeps as its state."""
+    add_text(message, carray(capi.pointer(state), _length_at(state), np.uint8))
 
 
 @inner
@@ -59,6 +91,11 @@ def _length(text):
     while text[at] != 0:
         at += 1
     return at
+
+
+@inner
+def _length_at(address):
+    return _length(carray(capi.pointer(address), _SIZE, np.uint8))
 
 
 @inner

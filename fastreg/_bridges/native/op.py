@@ -37,7 +37,7 @@ def _no_state(construction):  # noqa: ARG001
 
 
 @callback(types.void(types.uintp))
-def _delete(state):
+def _keep(state):
     pass
 
 
@@ -54,8 +54,8 @@ class Op:
         Infers the outputs' shapes.
     kernel : callable
         Compiles the kernel for these dtypes, one for each of the type attributes `types`; of `VARIANT`, its number.
-    create : compiled function
-        Makes a kernel's state of its attributes.
+    create, delete : compiled functions
+        Make a kernel's state of its attributes, and give it back.
     types : tuple of str
         Type attributes that kernels differ in. `VARIANT`, an attribute that no tensor has, is for kernels that differ
         in something else: the only way to have such of one op, so that a process compiles those that it uses.
@@ -70,6 +70,7 @@ class Op:
     kernel: Callable[..., Any]
     attributes: tuple[str, ...] = ()
     create: Any = _no_state
+    delete: Any = _keep
     types: tuple[str, ...] = ("T",)
     stateful: bool = False
     _ready: set[tuple[Any, ...]] = field(default_factory=set)
@@ -94,7 +95,7 @@ class Op:
             constraints = dict(zip(self.types, dtypes, strict=True))
             if not _has_kernel(self.name, constraints):
                 kernel = self.kernel(*key)
-                capi.register(self.name, constraints, self.create.address, kernel.address, _delete.address)
+                capi.register(self.name, constraints, self.create.address, kernel.address, self.delete.address)
             self._ready.add(key)
 
     def gradient(self, function: Callable[..., Any]) -> Any:

@@ -20,6 +20,7 @@ from fastreg_kernels.cpu import updates
 from fastreg._bridges import counters, state, support
 from fastreg._bridges.factors import Factors
 from fastreg._bridges.native import capi, penalty_ops, table_ops
+from fastreg._bridges.native.messages import NAME
 from fastreg._bridges.native.op import VARIANT, VARIANTS
 from fastreg._bridges.native.penalty_kernels import L1, L2
 
@@ -94,7 +95,7 @@ def _lookup(dtype: tf.DType) -> None:
     table_ops.LOOKUP.prepare(dtype, tf.int32)
     table, stamps = _table(dtype)
     _compare(
-        table_ops.LOOKUP(*table_ops.memory(table), *table_ops.memory(stamps), tf.constant([1, 0])),
+        table_ops.LOOKUP(*table_ops.memory(table), *table_ops.memory(stamps), tf.constant([1, 0]), **{NAME: "probe"}),
         [[0.5, 0.0], [1.0, -2.0]],
     )
 
@@ -119,7 +120,7 @@ def _update(dtype: tf.DType, rule: int) -> None:
         *(tf.constant(number, tf.float64) for number in (0.25, 1.0, [0.0, 1.0])),
         tf.constant([0.9, 0.999, 1e-7] if rule == updates.ADAM else [1e-7], tf.float64),
         tf.constant(0, tf.int64),
-        **{VARIANT: VARIANTS[rule]},
+        **{VARIANT: VARIANTS[rule], NAME: "probe"},
     )
     step = 0.25 * np.sqrt(1 - 0.999) / (1 - 0.9) * 0.9 / (np.sqrt(0.999) + 1e-7) if rule == updates.ADAM else 0.0
     _compare(table.read_value(), [[0.5 - step, -1.0 - step], [1.0, 0.0]], rtol=1e-2)

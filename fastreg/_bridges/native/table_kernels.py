@@ -83,11 +83,13 @@ def _open(context, status):
     return table_handle, stamps_handle, height, width, capi.TensorData(table_handle), stamps
 
 
-_ID, _EQUALS, _NOT_IN, _END = (messages.literal(text) for text in ("ids[", "] = ", " is not in [0, ", ")"))
+_ID, _EQUALS, _NOT_IN, _END, _OF_TABLE = (
+    messages.literal(text) for text in ("ids[", "] = ", " is not in [0, ", ")", " for the table ")
+)
 
 
 @inner
-def _are_in_range(ids, count, status):
+def _are_in_range(ids, count, name, status):
     for i in range(ids.size):
         if not 0 <= ids[i] < count:
             message = messages.message()
@@ -98,6 +100,8 @@ def _are_in_range(ids, count, status):
             messages.add_text(message, _NOT_IN)
             messages.add_int(message, count)
             messages.add_text(message, _END)
+            messages.add_text(message, _OF_TABLE)
+            messages.add_name(message, name)
             messages.fail(status, message)
             return False
     return True
@@ -167,7 +171,7 @@ def lookup(dtype: tf.DType, ids_dtype: tf.DType) -> Any:
         count = capi.Dim(ids_handle, 0)
         x = carray(data, height * width, stored)
         ids = carray(capi.TensorData(ids_handle), count, ids_kind)
-        if _are_in_range(ids, height, status):
+        if _are_in_range(ids, height, kernel, status):
             shape = np.ones(3, np.int64)
             shape[0], shape[1] = count, width
             rows_handle = output(context, 0, number, shape, count * width * size, status)
@@ -227,8 +231,10 @@ def update(dtype: tf.DType, ids_dtype: tf.DType, rule: int) -> Any:
             messages.add_float(message, rate)
             messages.add_text(message, _L2)
             messages.add_float(message, factors[1])
+            messages.add_text(message, _OF_TABLE)
+            messages.add_name(message, kernel)
             messages.fail(status, message)
-        elif _are_in_range(ids, height, status):
+        elif _are_in_range(ids, height, kernel, status):
             where, positions = updates.distinct(ids)
             sums = updates.summed(gradient, positions, where.size, scale, width)
             _lock(_mutex(data))

@@ -8,12 +8,13 @@ import tensorflow as tf
 from tensorflow.python.eager import record
 
 from fastreg._bridges import slices
-from fastreg._bridges.native import shapes
+from fastreg._bridges.native import messages, shapes
 from fastreg._bridges.native import table_kernels as kernels
 from fastreg._bridges.native.op import FLOATS, VARIANT, VARIANT_TYPES, Op
 
 _TABLE = ("table_handle: resource", "table: T", "stamps_handle: resource", "stamps: double")
 _IDS = "I: {int32, int64}"
+_NAME = f"{messages.NAME}: string"
 _ARITHMETIC = "A: {float, double}"
 
 LOOKUP = Op(
@@ -22,9 +23,11 @@ LOOKUP = Op(
     ("rows: T",),
     shapes.looked_up,
     kernels.lookup,
-    attributes=(FLOATS, _IDS),
+    attributes=(FLOATS, _IDS, _NAME),
     types=("T", "I"),
     stateful=True,
+    create=messages.keep_name,
+    delete=messages.give_name_back,
 )
 UPDATE = Op(
     "FastregUpdate",
@@ -45,9 +48,11 @@ UPDATE = Op(
     (),
     shapes.nothing,
     kernels.update,
-    attributes=(FLOATS, _IDS, _ARITHMETIC, VARIANT_TYPES),
+    attributes=(FLOATS, _IDS, _ARITHMETIC, VARIANT_TYPES, _NAME),
     types=("T", "I", VARIANT),
     stateful=True,
+    create=messages.keep_name,
+    delete=messages.give_name_back,
 )
 FLUSH = Op("FastregFlush", _TABLE, (), shapes.nothing, kernels.flush, attributes=(FLOATS,), stateful=True)
 WEIGHTS = Op(

@@ -1,5 +1,7 @@
 """What cannot be trained lazily is refused, at the first step at the latest, and before a weight changes."""
 
+import warnings
+
 import keras
 import numpy as np
 import pytest
@@ -158,6 +160,22 @@ def test_lora_and_quantization_are_refused(lazy):
         layer.quantize("int8")
 
 
+@pytest.mark.parametrize("mode", ["int8", "int4"])
+def test_quantization_without_a_regularizer(mode):
+    """By the model, as with Keras's layer; one with a regularizer is left as it is."""
+    found = []
+    for embedding, penalty in ((fastreg.Embedding, "l2"), (fastreg.Embedding, None), (keras.layers.Embedding, None)):
+        layer = embedding(6, 4, embeddings_initializer=keras.initializers.RandomUniform(seed=1))
+        lazy_one = fastreg.Embedding(6, 4, embeddings_regularizer=penalty)
+        model = keras.Sequential([keras.Input((3,), dtype="int32"), lazy_one if penalty else layer])
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of the layer that stays
+            model.quantize(mode)
+        assert model.layers[0].quantization_mode == (None if penalty else mode)
+        found.append(model(tf.constant([[1, 0, 5]])))
+    np.testing.assert_array_equal(found[1], found[2])
+
+
 def test_xla(lazy):
     """Keras leaves XLA off, also where it is asked for; elsewhere lookups compile, and training says the way out."""
     x, y = lazy.data()
@@ -180,15 +198,40 @@ def test_xla(lazy):
         step()
 
 
-@pytest.mark.parametrize("ids", [[23], [-1], [0, 1, 1000]])
+@pytest.mark.parametrize(
+    ("ids", "dtype"),
+    [([23], "int32"), ([-1], "int32"), ([0, 1, 1000], "int64"), ([1, 2**32 + 1], "int64")]
+    + [([2**32 + 1], dtype) for dtype in ("uint64", "float64", "float32")]
+    + [([2**31 + 1], "uint32"), ([200], "uint8"), ([-2], "int16"), ([float("nan")], "float32")],
+)
 @pytest.mark.parametrize("penalty", [None, fastreg.L2()])
 @pytest.mark.parametrize("graph", [False, True])
-def test_ids_out_of_range(lazy, ids, penalty, graph):
+def test_ids_out_of_range(lazy, ids, dtype, penalty, graph):
+    """They are reported as what they are; none becomes the id of a row."""
     layer = fastreg.Embedding(23, 5, embeddings_regularizer=penalty)
     layer.build()
     call = tf.function(layer.__call__) if graph else layer
-    with pytest.raises(tf.errors.InvalidArgumentError, match="is not in"):
-        call(tf.constant(ids))
+    given = np.array(ids, dtype)
+    number = "-[0-9]+" if np.isnan(given[-1]) else str(int(given[-1]))
+    with pytest.raises(tf.errors.InvalidArgumentError, match=rf"= {number} is not in \[0, 23\)") as caught:
+        call(tf.constant(given))
+    if penalty is not None and layer.embeddings.value.is_native():
+        assert f"for the table {layer.embeddings.path}" in str(caught.value)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int16", "uint32", "int64", "uint64", "float16", "float64"])
+@pytest.mark.parametrize("penalty", [None, fastreg.L2()])
+def test_ids_of_any_dtype(lazy, dtype, penalty):
+    layer = fastreg.Embedding(23, 5, embeddings_regularizer=penalty)
+    np.testing.assert_array_equal(layer(tf.constant([3, 22, 3], dtype)), layer(tf.constant([3, 22, 3])))
+
+
+def test_ids_out_of_range_under_xla(lazy):
+    """Where no op can fail, and XLA would take the nearest row."""
+    layer = lazy.plan(1).layer(fastreg.L2(), "float32")
+    rows = tf.function(layer.__call__, jit_compile=True)(tf.constant([1, 23, -1, 2], tf.int64))
+    np.testing.assert_array_equal(np.isnan(rows).all(axis=1), [False, True, True, False])
+    np.testing.assert_array_equal(tf.gather(rows, [0, 3]), layer(tf.constant([1, 2])))
 
 
 def test_a_learning_rate_that_would_turn_weights_around(lazy, float64):
