@@ -31,6 +31,10 @@ class LazyRegularization(keras.optimizers.Optimizer):  # type: ignore[misc]
         accumulation. Or a `LossScaleOptimizer` around one of these, by which the loss is then scaled.
     rowwise : bool, default False
         With Adagrad: one accumulator per row, of the mean of the row's squared gradients, for the tables.
+    implicit : bool, default False
+        Whether the step of the penalty is the proximal one, `sign(w) · max(0, |w| − η·l1) / (1 + 2·η·l2)`, in the place
+        of `sign(w) · max(0, (1 − 2·η·l2)·|w| − η·l1)`. It differs by (2·η·l2)² of a weight at most, and takes any l2,
+        where the other is an error from 2·η·l2 = 1 on.
     name : str, optional
 
     Attributes
@@ -68,14 +72,16 @@ class LazyRegularization(keras.optimizers.Optimizer):  # type: ignore[misc]
         )
         return super().__new__(LossScaledLazyRegularization if scales and cls is LazyRegularization else cls)
 
-    def __init__(self, optimizer: Any = "sgd", rowwise: bool = False, name: str | None = None) -> None:
+    def __init__(
+        self, optimizer: Any = "sgd", rowwise: bool = False, implicit: bool = False, name: str | None = None
+    ) -> None:
         inner = keras.optimizers.get(optimizer)
         if isinstance(unscaled(inner), LazyRegularization):
             raise ValueError("Invalid value for argument optimizer: expected one that is not wrapped already.")
-        rule = rules.rule_of(unscaled(inner), rowwise)
+        rule = rules.rule_of(unscaled(inner), rowwise, implicit)
         keras.optimizers.Optimizer.__init__(self, learning_rate=0.0, name=name)
         self.inner_optimizer = inner
-        self.rowwise, self._rule = rowwise, rule
+        self.rowwise, self.implicit, self._rule = rowwise, implicit, rule
 
     def build(self, variables: Sequence[Any]) -> None:
         """Make the slots: of tables here, of other variables in the wrapped optimizer."""
@@ -181,7 +187,7 @@ class LazyRegularization(keras.optimizers.Optimizer):  # type: ignore[misc]
     def get_config(self) -> dict[str, Any]:
         """What the constructor takes."""
         inner = keras.saving.serialize_keras_object(self.inner_optimizer)
-        return {"optimizer": inner, "rowwise": self.rowwise, "name": self.name}
+        return {"optimizer": inner, "rowwise": self.rowwise, "implicit": self.implicit, "name": self.name}
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> LazyRegularization:

@@ -71,10 +71,16 @@ def update(variable: Any, ids: tf.Tensor, gradient: tf.Tensor, step: Any, factor
     sums = tf.math.unsorted_segment_sum(gradient, positions, tf.size(unique)) * tf.cast(step.scale, gradient.dtype)
     stamps = variable.stamps.stored()
     numbers = tf.reshape(stamps[-state.ROWS :], [-1])
-    scale = 1.0 - 2.0 * step.rate * factors[1]
+    scale, threshold = 1.0 - 2.0 * step.rate * factors[1], step.rate * factors[0]
+    if step.is_implicit:
+        scale = 1.0 / (1.0 + 2.0 * step.rate * factors[1])
+        threshold *= scale
     product = numbers[state.PRODUCT] * scale
-    total = numbers[state.TOTAL] + step.rate * factors[0] / product
-    message = "Invalid value for learning_rate * l2: expected 2 * learning_rate * l2 < 1. Received learning_rate, l2:"
+    total = numbers[state.TOTAL] + threshold / product
+    message = (
+        "Invalid value for learning_rate * l2: expected 2 * learning_rate * l2 < 1 for the table "
+        f"{variable.path}; LazyRegularization(..., implicit=True) takes any. Received learning_rate, l2:"
+    )
     with tf.control_dependencies([tf.debugging.Assert(scale > 0.0, [message, step.rate, factors[1]])]):
         taken = step.plain(unique, sums)
         marks = tf.gather(stamps, unique)
@@ -82,7 +88,7 @@ def update(variable: Any, ids: tf.Tensor, gradient: tf.Tensor, step: Any, factor
         a, b = product / marks[:, :1], product * (total - marks[:, 1:])
         wide = tf.cast(stored, gradient.dtype)
         written = tf.cast(shrink(wide, a, b) - taken, variable.dtype)
-        sums = _tracked(numbers, scale, step.rate * factors[0], _changes(stored, written, a, b, marks, numbers))
+        sums = _tracked(numbers, scale, threshold, _changes(stored, written, a, b, marks, numbers))
         sums = tf.where(numbers[state.AGE] < state.OLD, sums, numbers[state.SUM_ABS :])
         after = tf.concat([[product, total], sums], 0)
         tf.raw_ops.ResourceScatterUpdate(resource=variable.handle, indices=unique, updates=written)

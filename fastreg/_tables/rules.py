@@ -36,7 +36,7 @@ class Step(NamedTuple):
         Of `fastreg_kernels.cpu.updates`, where the formulas stand.
     slots : tuple of keras.Variable
     settings : tuple of float
-        Hyper-parameters, in the order that the kernel takes them in.
+        Hyper-parameters, in the order that the kernel takes them in; at the end 1 if the shrink is implicit, else 0.
     rate, scale : tf.Tensor
         Scalars of float64: the learning rate, and what the gradient is multiplied by first.
     number : tf.Tensor
@@ -49,6 +49,11 @@ class Step(NamedTuple):
     rate: tf.Tensor
     scale: tf.Tensor
     number: tf.Tensor
+
+    @property
+    def is_implicit(self) -> bool:
+        """Whether the penalty's step is the proximal one."""
+        return bool(self.settings[-1])
 
     def plain(self, rows: tf.Tensor, gradient: tf.Tensor) -> tf.Tensor:
         """The same rule in TensorFlow's ops: updates the slots, and returns what to subtract from these rows."""
@@ -64,10 +69,12 @@ class Rule:
         Of `fastreg_kernels.cpu.updates`.
     optimizer : keras.optimizers.Optimizer
         Read when a step is traced.
+    implicit : bool
+        Whether the shrink is implicit.
     """
 
-    def __init__(self, number: int, optimizer: Any) -> None:
-        self._number, self._optimizer = number, optimizer
+    def __init__(self, number: int, optimizer: Any, implicit: bool) -> None:
+        self._number, self._optimizer, self._implicit = number, optimizer, implicit
         self._slots: dict[int, tuple[keras.Variable, ...]] = {}
 
     def check(self) -> None:
@@ -156,6 +163,7 @@ class Rule:
         """What the optimizer does to a table in this step."""
         names = ("beta_1", "beta_2", "epsilon") if self._number == updates.ADAM else ("epsilon",)
         settings = tuple(float(getattr(self._optimizer, name, 0.0)) for name in names)
+        settings += (float(self._implicit),)
         return Step(self._number, self._slots[id(table)], settings, rate, scale, number)
 
 
@@ -205,7 +213,7 @@ def _adagrad(step: Step, rows: tf.Tensor, gradient: tf.Tensor, rate: tf.Tensor) 
 
 
 def _adam(step: Step, rows: tf.Tensor, gradient: tf.Tensor, rate: tf.Tensor) -> tf.Tensor:
-    beta_1, beta_2, epsilon = step.settings
+    beta_1, beta_2, epsilon, _ = step.settings
 
     def moments(old: list[tf.Tensor]) -> list[tf.Tensor]:
         momentum, velocity = old
@@ -231,7 +239,7 @@ def _advance(slots: Slots, rows: tf.Tensor, change: Callable[[list[tf.Tensor]], 
     return new
 
 
-def rule_of(optimizer: Any, rowwise: bool) -> Rule:
+def rule_of(optimizer: Any, rowwise: bool, implicit: bool) -> Rule:
     """The row-wise form of an optimizer.
 
     Raises
@@ -259,6 +267,6 @@ def rule_of(optimizer: Any, rowwise: bool) -> Rule:
         )
     if rowwise and rule != updates.ADAGRAD:
         raise ValueError(f"Invalid value for argument rowwise: expected False except with Adagrad. Received: {name}")
-    found = Rule(updates.ROWWISE_ADAGRAD if rowwise else rule, optimizer)
+    found = Rule(updates.ROWWISE_ADAGRAD if rowwise else rule, optimizer, implicit)
     found.check()
     return found

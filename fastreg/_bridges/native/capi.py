@@ -51,9 +51,7 @@ GetCode = _external("TF_GetCode", _int, _handle)
 SetStatus = _external("TF_SetStatus", _nothing, _handle, _int, _pointer)
 Failure = _external("TF_OpKernelContext_Failure", _nothing, _handle, _handle)
 GetAttrInt64 = _external("TF_OpKernelConstruction_GetAttrInt64", _nothing, _handle, _pointer, _pointer, _handle)
-GetAttrSize = _external(
-    "TF_OpKernelConstruction_GetAttrSize", _nothing, _handle, _pointer, _pointer, _pointer, _handle
-)
+GetAttrSize = _external("TF_OpKernelConstruction_GetAttrSize", _nothing, _handle, _pointer, _pointer, _pointer, _handle)
 GetAttrString = _external(
     "TF_OpKernelConstruction_GetAttrString", _nothing, _handle, _pointer, _pointer, types.uintp, _handle
 )

@@ -118,7 +118,7 @@ def _update(dtype: tf.DType, rule: int) -> None:
         tf.constant([0, 0]),
         tf.constant([[1.0, 0.0], [-1.0, 0.0]], arithmetic),
         *(tf.constant(number, tf.float64) for number in (0.25, 1.0, [0.0, 1.0])),
-        tf.constant([0.9, 0.999, 1e-7] if rule == updates.ADAM else [1e-7], tf.float64),
+        tf.constant([0.9, 0.999, 1e-7, 0.0] if rule == updates.ADAM else [1e-7, 0.0], tf.float64),
         tf.constant(0, tf.int64),
         **{VARIANT: VARIANTS[rule], NAME: "probe"},
     )

@@ -194,7 +194,7 @@ def lookup(dtype: tf.DType, ids_dtype: tf.DType) -> Any:
 _TOO_LARGE = messages.literal(
     "Invalid value for learning_rate * l2: expected 2 * learning_rate * l2 < 1. Received: learning_rate="
 )
-_L2 = messages.literal(", l2=")
+_L2, _IMPLICIT = messages.literal(", l2="), messages.literal(". LazyRegularization(..., implicit=True) takes any")
 
 
 def update(dtype: tf.DType, ids_dtype: tf.DType, rule: int) -> Any:
@@ -224,7 +224,10 @@ def update(dtype: tf.DType, ids_dtype: tf.DType, rule: int) -> Any:
         factors = carray(capi.TensorData(factors_handle), 2, np.float64)
         settings = carray(capi.TensorData(settings_handle), capi.TensorElementCount(settings_handle), np.float64)
         step = carray(capi.TensorData(step_handle), 1, np.int64)[0]
-        shrink = 1.0 - 2.0 * rate * factors[1]
+        shrink, threshold = 1.0 - 2.0 * rate * factors[1], rate * factors[0]
+        if settings[settings.size - 1] != 0.0:
+            shrink = 1.0 / (1.0 + 2.0 * rate * factors[1])
+            threshold *= shrink
         if not shrink > 0.0:
             message = messages.message()
             messages.add_text(message, _TOO_LARGE)
@@ -233,6 +236,7 @@ def update(dtype: tf.DType, ids_dtype: tf.DType, rule: int) -> Any:
             messages.add_float(message, factors[1])
             messages.add_text(message, _OF_TABLE)
             messages.add_name(message, kernel)
+            messages.add_text(message, _IMPLICIT)
             messages.fail(status, message)
         elif _are_in_range(ids, height, kernel, status):
             where, positions = updates.distinct(ids)
@@ -241,7 +245,6 @@ def update(dtype: tf.DType, ids_dtype: tf.DType, rule: int) -> Any:
             state = _state_of(stamps)
             is_measured = state[AGE] < OLD
             changes = np.empty((where.size if is_measured else 0, rows.CHANGES))
-            threshold = rate * factors[0]
             product = state[PRODUCT] * shrink
             total = state[TOTAL] + threshold / product
             of_rule = ((first, second), rate, settings, step)

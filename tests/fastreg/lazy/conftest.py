@@ -81,7 +81,7 @@ def shrink(w, a, b):
     return np.sign(w) * np.maximum(0, a * np.abs(w) - b)
 
 
-def oracle(plan, kind, rates, l1=0.0, l2=0.0, steps=None, start=None, epsilon=1e-7, state=None):
+def oracle(plan, kind, rates, l1=0.0, l2=0.0, steps=None, start=None, epsilon=1e-7, state=None, implicit=False):
     """The dense rule in float64: every weight shrinks, then touched rows take their optimizer's update."""
     w = np.array(plan.start if start is None else start, dtype=np.float64)
     state = {} if state is None else state
@@ -89,7 +89,7 @@ def oracle(plan, kind, rates, l1=0.0, l2=0.0, steps=None, start=None, epsilon=1e
     m, v = state.setdefault("m", np.zeros_like(w)), state.setdefault("v", np.zeros_like(w))
     for number in range(len(plan)) if steps is None else steps:
         rate = rates[number]
-        w = shrink(w, 1 - 2 * rate * l2, rate * l1)
+        w = shrink(w, 1, rate * l1) / (1 + 2 * rate * l2) if implicit else shrink(w, 1 - 2 * rate * l2, rate * l1)
         rows, g = np.unique(plan.ids[number]), data_gradient(w, plan.ids[number], plan.gradients[number])
         g = g[rows]
         if kind == "sgd":
@@ -121,10 +121,12 @@ class Lazy:
     kinds = tuple(OPTIMIZERS)
 
     @staticmethod
-    def optimizer(kind, rate=0.25, **options):
+    def optimizer(kind, rate=0.25, implicit=False, **options):
         if kind in ("adagrad", "rowwise"):  # a value that Keras's rounding of it to float32 leaves alone
             options.setdefault("initial_accumulator_value", 0.125)
-        return fastreg.LazyRegularization(OPTIMIZERS[kind](rate, **options), rowwise=kind == "rowwise")
+        return fastreg.LazyRegularization(
+            OPTIMIZERS[kind](rate, **options), rowwise=kind == "rowwise", implicit=implicit
+        )
 
     @staticmethod
     def gradient(layer, weight=1.0):

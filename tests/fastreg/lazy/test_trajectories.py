@@ -174,3 +174,21 @@ def test_lookups_and_penalties_in_a_branch_and_in_a_function_of_their_own(lazy, 
         for row, count in counts.items():
             expected[row] -= 0.5 * count
         np.testing.assert_allclose(layer.embeddings.numpy(), expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("kind", ["sgd", "adagrad", "rowwise", "adam"])
+@pytest.mark.parametrize(("l1", "l2"), [(0.0, 8.0), (0.25, 0.125), (0.0625, 40.0)])
+def test_the_implicit_shrink(lazy, float64, kind, l1, l2):
+    """The proximal step of the penalty, of any strength, with the penalty that is tracked for it."""
+    plan = lazy.plan(9)
+    optimizer = lazy.optimizer(kind, implicit=True)
+    layer = plan.layer(fastreg.L1L2(l1, l2))
+    weights = plan.train(layer, optimizer)
+    expected = lazy.oracle(plan, kind, [0.25] * 9, l1=l1, l2=l2, implicit=True)
+    assert lazy.error(weights, expected) < 1e-12
+    exact = l1 * np.abs(expected).sum() + l2 * np.square(expected).sum()
+    with tf.GradientTape():
+        np.testing.assert_allclose(tf.add_n(layer.losses), exact, rtol=1e-9)
+    again = fastreg.LazyRegularization.from_config(optimizer.get_config())
+    assert again.implicit is True
+    assert again.rowwise is (kind == "rowwise")
