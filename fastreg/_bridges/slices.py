@@ -85,11 +85,17 @@ def _partitioned(values: tf.Tensor, indices: tf.Tensor) -> tuple[tf.Tensor, tf.T
     """What `split` returns, of a gradient of which nothing is known."""
     if tf.executing_eagerly():
         carry = np.asarray(indices) == INDEX
-        if not carry.any():
+        count = int(carry.sum())
+        if count == 0:
             return values, indices, None
+        # A plain number: what else becomes a tensor calls back into Python, which a signal may interrupt there.
+        weight = tf.constant(
+            float(np.asarray(values)[carry, 0].astype(np.float64).sum()) / _unit(values.dtype), tf.float64
+        )
+        if carry[-count:].all():  # as they come of one sum of losses
+            return values[:-count], indices[:-count], weight
         rows = np.flatnonzero(~carry)
-        weight = np.asarray(values)[carry, 0].astype(np.float64).sum() / _unit(values.dtype)
-        return tf.gather(values, rows), tf.gather(indices, rows), tf.constant(weight)
+        return tf.gather(values, rows), tf.gather(indices, rows), weight
     carry = tf.cast(indices == INDEX, tf.int32)
     (values, carried), (indices, _) = (tf.dynamic_partition(part, carry, 2) for part in (values, indices))
     return values, indices, _weight(carried)

@@ -7,12 +7,15 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 from fastreg._tables import gradients, rules
 from fastreg._tables.table import LazyTable, check_one_device
 
 Pairs = list[tuple[Any, Any]]
+
+_LARGEST = float(np.finfo(np.float64).max)
 
 
 def take(optimizer: Any, rule: rules.Rule, grads: Sequence[Any], variables: Sequence[Any]) -> None:
@@ -97,7 +100,7 @@ def _checks(rate: tf.Tensor, number: tf.Tensor, sparse: Pairs) -> list[tf.Operat
     one check for all tables.
     """
     received = tf.stack([rate, *(gradient.weight for gradient, _ in sparse if gradient.weight is not None)])
-    valid = tf.reduce_all((received >= 0.0) & (received <= tf.float64.max))
+    valid = tf.reduce_all((received >= 0.0) & (received <= _LARGEST))
     tables = ", ".join(repr(table.path) for _, table in sparse)
     message = (
         f"Invalid learning rate, or weight of a penalty in the loss, for the tables {tables}: expected non-negative "

@@ -61,7 +61,7 @@ def test_importing_has_no_side_effects(run_python):
         from numba.core.dispatcher import Dispatcher
         import gc
         ours = [d for d in gc.get_objects() if isinstance(d, Dispatcher) and d.py_func.__module__.startswith("fastreg")]
-        assert len(ours) > 20
+        assert len(ours) >= 10
         assert not [d.py_func.__name__ for d in ours if d.signatures], "compiled or loaded"
         from llvmlite import binding
         assert binding.address_of_symbol("fastreg_let_go") is None

@@ -163,7 +163,7 @@ INTERRUPTED = """
                     layer.get_weights()
                 else:
                     update()
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, SystemError):  # the latter where one comes while TensorFlow makes a tensor
             interrupted += 1
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)

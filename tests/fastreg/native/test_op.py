@@ -117,7 +117,7 @@ CHECKED = """
             head = keras.layers.Dense(1, kernel_regularizer=penalties.L2(0.02), activity_regularizer=penalties.L1(0.01))
             model = keras.Sequential([keras.Input((12,)), hidden, head])
             model.compile(keras.optimizers.SGD(0.02), "mse", **options)
-            histories.append(model.fit(x, y, batch_size=16, epochs=4, verbose=0, shuffle=False).history["loss"])
+            histories.append(model.fit(x, y, batch_size=32, epochs=2, verbose=0, shuffle=False).history["loss"])
     calls, caught = fastreg.info()["kernel_calls"] - before, {}
 
     def slope(v):
