@@ -55,8 +55,7 @@ class Probe:
     """The probes on arrays of (at least) so many bytes."""
 
     def __init__(self, nbytes: int) -> None:
-        vectors = -(-nbytes // (LANES * 8))
-        self.x = aligned_empty(vectors * LANES * 2, "float32")
+        self.x = aligned_empty(blocks(-(-nbytes // 8)) * BLOCK * 2, "float32")  # whole blocks, of pairs too
         # From 1 to 2: normal numbers also in pairs as float64, and after having been scaled many times.
         np.random.default_rng().random(out=self.x, dtype=np.float32)
         self.x += 1
@@ -99,21 +98,21 @@ def measure(nbytes: int, seconds: float) -> Bandwidth:
 @jit
 def _read_blocks(first: int, last: int, doubles: Any, totals: Any) -> None:
     sums = zeros()
-    for i in range(first * BLOCK, min(last * BLOCK, doubles.size), LANES):
+    for i in range(first * BLOCK, last * BLOCK, LANES):
         sums = sums + load(doubles, i)
     totals[first] = total(sums)
 
 
 @jit
 def _copy_blocks(first: int, last: int, x: Any, out: Any, factor: Any) -> None:
-    for i in range(first * BLOCK, min(last * BLOCK, x.size), LANES):
+    for i in range(first * BLOCK, last * BLOCK, LANES):
         stream(out, i, factor * load(x, i))
     fence()
 
 
 @jit
 def _scale_blocks(first: int, last: int, x: Any, factor: Any) -> None:
-    for i in range(first * BLOCK, min(last * BLOCK, x.size), LANES):
+    for i in range(first * BLOCK, last * BLOCK, LANES):
         store(x, i, factor * load(x, i))
 
 

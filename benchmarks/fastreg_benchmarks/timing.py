@@ -15,9 +15,9 @@ import numpy as np
 
 from fastreg_benchmarks.stats import Samples
 
-WARM_UP_CALLS = 4
-"""In training, fastreg computes the gradient ahead once two steps had the same upstream gradient: calls from the third
-on are the steady state, and one more settles the buffers."""
+WARM_UP_CALLS = 12
+"""In training, fastreg computes the gradient ahead once two steps had the same upstream gradient, and moves a large
+variable to huge pages in the steps after its first: calls after these are the steady state."""
 
 MIN_ROUNDS = 5
 

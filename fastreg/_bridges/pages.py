@@ -19,7 +19,7 @@ from numba import carray, types
 SMALLEST = 8 << 20
 """Bytes of a variable from which its pages count."""
 
-PARTS = 16
+PARTS = 8
 """Calls that a variable is moved to huge pages in, so that no step waits long: moving takes longer than reading."""
 
 _HUGE, _PAGE = 1 << 21, 4096
