@@ -244,7 +244,7 @@ def update(dtype: tf.DType, ids_dtype: tf.DType, rule: int) -> Any:
             _lock(_mutex(data))
             state = _state_of(stamps)
             is_measured = state[AGE] < OLD
-            changes = np.empty((where.size if is_measured else 0, rows.CHANGES))
+            changes = np.empty((rows.groups(where.size) if is_measured else 0, rows.CHANGES))
             product = state[PRODUCT] * shrink
             total = state[TOTAL] + threshold / product
             of_rule = ((first, second), rate, settings, step)

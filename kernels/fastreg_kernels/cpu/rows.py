@@ -157,7 +157,7 @@ def update_rows(
         if not array.flags.writeable:
             raise ValueError(f"Invalid value for argument {name}: expected a writable array. Received: a read-only one")
     where = _indices(rows, "rows", len(rows), len(x))
-    changes = np.empty((len(rows), CHANGES)) if sums else None
+    changes = np.empty((groups(len(rows)), CHANGES)) if sums else None
     flat, product, total = _arrays.stored(x.reshape(-1)), float(product), float(total)
     arguments = (flat, stamps, where, product, total, flat_step, total, changes, width)
     run(_update_all, flat_step.size, *arguments)
@@ -279,9 +279,18 @@ _share_sum_columns = sharing(_sum_columns)
 
 
 CHANGES, OF_SUM, OF_SQUARES, OF_COUNT, MAGNITUDE = 4, 0, 1, 2, 3
-"""What is known of a row that was updated: how the sums of |w|, of w² and of w ≠ 0 changed, and of which magnitude the
-squares are whose difference this is.
+"""What is known of a group of rows that was updated: how the sums of |w|, of w² and of w ≠ 0 changed, and of which
+magnitude the squares are whose difference this is.
 """
+
+GROUP = 16
+"""Rows that are updated together: they stay in the nearest cache, and their changes are one sum."""
+
+
+@inner
+def groups(count):
+    """How many groups so many rows have."""
+    return -(-count // GROUP)
 
 
 @inner
@@ -297,28 +306,29 @@ def _tally(tallies, old, new, scale, threshold, alive):
     return of_sum + (after - before), before_squared + before * before, after_squared + after * after, of_count
 
 
-@inner
-def _put_tallies(changes, k, tallies):
-    before, after = total(tallies[1]), total(tallies[2])
-    changes[k, OF_SUM], changes[k, OF_COUNT] = total(tallies[0]), total(tallies[3])
-    changes[k, OF_SQUARES], changes[k, MAGNITUDE] = after - before, after + before
-
-
 @jit
 def _update_all(x, stamps, rows, product, total_threshold, step, measured, changes, width):
-    _share_update(rows.size, step.size, (x, stamps, rows, product, total_threshold, step, measured, changes, width))
+    arguments = (x, stamps, rows, product, total_threshold, step, measured, changes, width)
+    _share_update(groups(rows.size), step.size, arguments)
 
 
 @inner
-def update(first, last, x, stamps, rows, product, total_threshold, step, measured, changes, width):
-    """Shrink, step and stamp the rows from `first` to before `last`; see `update_rows`.
+def _update(first, last, x, stamps, rows, product, total_threshold, step, measured, changes, width):
+    for group in range(first, last):
+        update(group, x, stamps, rows, product, total_threshold, step, measured, changes, width)
 
-    `changes`, of shape (rows, `CHANGES`), may be None; `measured` is the total threshold when the sums were measured,
+
+@inner
+def update(group, x, stamps, rows, product, total_threshold, step, measured, changes, width):
+    """Shrink, step and stamp the rows of a group; see `update_rows`.
+
+    `changes`, of shape (groups, `CHANGES`), may be None; `measured` is the total threshold when the sums were measured,
     whose changes they are.
     """
     tail = width - width % LANES
-    for k in range(first, last):
-        if k + _AHEAD < last:
+    tallies = (zeros(), zeros(), zeros(), zeros())
+    for k in range(group * GROUP, min((group + 1) * GROUP, rows.size)):
+        if k + _AHEAD < rows.size:
             _prefetch(x, stamps, rows[k + _AHEAD], width)
         row = rows[k]
         start, source = row * width, k * width
@@ -327,7 +337,6 @@ def update(first, last, x, stamps, rows, product, total_threshold, step, measure
         alive = stamps[row, 0] * max(0.0, measured - stamps[row, 1])
         stamps[row, 0], stamps[row, 1] = product, total_threshold
         a, b = step.dtype.type(scale), step.dtype.type(threshold)
-        tallies = (zeros(), zeros(), zeros(), zeros())
         for i in range(0, tail, LANES):
             old = load(x, start + i)
             store(x, start + i, shrunk(old, a, b) - as_if_of(x, load(step, source + i)))
@@ -340,8 +349,10 @@ def update(first, last, x, stamps, rows, product, total_threshold, step, measure
             store_first(x, start + tail, shrunk(old, a, b) - taken, count)
             if changes is not None:
                 tallies = _tally(tallies, old, load_first(x, start + tail, count), scale, threshold, alive)
-        if changes is not None:
-            _put_tallies(changes, k, tallies)
+    if changes is not None:
+        before, after = total(tallies[1]), total(tallies[2])
+        changes[group, OF_SUM], changes[group, OF_COUNT] = total(tallies[0]), total(tallies[3])
+        changes[group, OF_SQUARES], changes[group, MAGNITUDE] = after - before, after + before
 
 
-_share_update = sharing(update)
+_share_update = sharing(_update)

@@ -37,9 +37,6 @@ SGD, ADAGRAD, ROWWISE_ADAGRAD, ADAM = range(4)
   `η · sqrt(1 − β2^t) / (1 − β1^t) · m / (sqrt(v) + ε)`
 """
 
-_ROWS = 16
-"""Rows that are taken through all stages at a time, while they are in the nearest cache."""
-
 
 @inner
 def distinct(ids):
@@ -167,7 +164,9 @@ def _apply_rule(rule, x, stamps, where, gradient, product, threshold, state, mea
 
     def shared(rule, x, stamps, where, gradient, product, threshold, state, measured, changes, width):
         share(
-            where.size, gradient.size, (x, stamps, where, gradient, product, threshold, state, measured, changes, width)
+            rows.groups(where.size),
+            gradient.size,
+            (x, stamps, where, gradient, product, threshold, state, measured, changes, width),
         )
 
     return shared
@@ -178,13 +177,13 @@ def _applying(take_step: Any) -> Any:
 
     @inner
     def task(first, last, x, stamps, where, gradient, product, threshold, state, measured, changes, width):
-        for start in range(first, last, _ROWS):
-            stop = min(start + _ROWS, last)
+        for group in range(first, last):
+            start, stop = group * rows.GROUP, min((group + 1) * rows.GROUP, where.size)
             take_step(start, stop, gradient, where, width, *state)
             if changes.size:
-                rows.update(start, stop, x, stamps, where, product, threshold, gradient, measured, changes, width)
+                rows.update(group, x, stamps, where, product, threshold, gradient, measured, changes, width)
             else:
-                rows.update(start, stop, x, stamps, where, product, threshold, gradient, measured, None, width)
+                rows.update(group, x, stamps, where, product, threshold, gradient, measured, None, width)
 
     return task
 

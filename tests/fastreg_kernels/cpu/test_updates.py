@@ -28,7 +28,7 @@ def step_of(rule):
     def step(x, stamps, ids, values, product, threshold, state, measured, width, scale):
         where, positions = updates.distinct(ids)
         gradient = updates.summed(values, positions, where.size, scale, width)
-        changes = np.empty((where.size, rows.CHANGES))
+        changes = np.empty((rows.groups(where.size), rows.CHANGES))
         updates.apply(rule, x, stamps, where, gradient, product, threshold, state, measured, changes, width)
         return changes
 
