@@ -334,3 +334,23 @@ def test_a_training_step_of_the_user_s_model(lazy, eager):
         results.append(model.get_weights())
     for ours, theirs in zip(*results, strict=True):
         assert lazy.error(ours, theirs) < 1e-5
+
+
+@pytest.mark.parametrize("name", ["fastreg_unique_ids", "FastregUpdate", "rows_fastreg"])
+def test_names_of_operations_mean_nothing(lazy, name):
+    layer = fastreg.Embedding(5, 2, embeddings_regularizer=fastreg.L2(0.25), embeddings_initializer="ones")
+    layer.build()
+    optimizer = fastreg.LazyRegularization(keras.optimizers.SGD(0.5))
+    optimizer.build(layer.trainable_weights)
+
+    @tf.function
+    def step():
+        with tf.name_scope(name):
+            ids = tf.identity(tf.constant([1, 1, 3]), name=name)
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(layer(ids)) + sum(layer.losses)
+        optimizer.apply(tape.gradient(loss, layer.trainable_weights), layer.trainable_weights)
+
+    step()
+    expected = 0.75 - 0.5 * np.array([0.0, 2.0, 0.0, 1.0, 0.0])[:, None]
+    np.testing.assert_allclose(layer.embeddings, np.tile(expected, 2), rtol=1e-6)
