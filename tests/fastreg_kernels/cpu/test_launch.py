@@ -6,7 +6,7 @@ import pytest
 from fastreg_kernels import _threads
 from fastreg_kernels.cpu.jit import jit
 from fastreg_kernels.cpu.launch import BLOCK, PARALLEL_MIN_BLOCKS, sharing
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 ENOUGH = PARALLEL_MIN_BLOCKS * BLOCK
@@ -40,6 +40,7 @@ def need_all(sizes):
     _share_need(sizes.size, ENOUGH, (sizes,))
 
 
+@settings(deadline=None)
 @given(pieces=st.integers(0, 300), size=st.sampled_from([0, ENOUGH - 1, ENOUGH]), threads=st.integers(1, 8))
 def test_every_piece_once_in_equal_parts(pieces, size, threads):
     before = int(_threads._cells[_threads.ALLOWED])
