@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from fastreg_kernels import _shared
 from fastreg_kernels.cpu.jit import inner, jit
-from numba import carray, types
+from numba import carray
 from numpy.typing import NDArray
 
 from fastreg._bridges import pages
@@ -50,10 +50,7 @@ _WORDS = _FIRST + 4 * _SLOTS
 _region = _shared.region("fastreg_buffers", _WORDS)
 _shared.mutex(_region)
 _address = _shared.address("fastreg_buffers")
-_lock, _unlock = _shared.lock, _shared.unlock
-
-_malloc = types.ExternalFunction("malloc", types.uintp(types.uintp))
-_free = types.ExternalFunction("free", types.void(types.uintp))
+_lock, _unlock, _malloc, _free = _shared.lock, _shared.unlock, _shared.malloc, _shared.free
 
 
 @jit

@@ -104,3 +104,9 @@ lock = types.ExternalFunction("pthread_mutex_lock", types.int32(types.voidptr))
 
 unlock = types.ExternalFunction("pthread_mutex_unlock", types.int32(types.voidptr))
 """Let go of the mutex at an address."""
+
+malloc = types.ExternalFunction("malloc", types.uintp(types.uintp))
+"""The address of so many bytes of memory, or 0 if there are none."""
+
+free = types.ExternalFunction("free", types.void(types.uintp))
+"""Give memory from `malloc` back."""

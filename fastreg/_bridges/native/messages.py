@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from fastreg_kernels import _shared
 from fastreg_kernels.cpu.jit import inner
 from numba import carray, types
 
@@ -14,8 +15,7 @@ NAME = "name_of_table"
 """The attribute of an op that its kernels keep as their state, for messages."""
 
 _name_attribute = capi.text(NAME)
-_malloc = types.ExternalFunction("malloc", types.uintp(types.uintp))
-_free = types.ExternalFunction("free", types.void(types.uintp))
+_malloc, _free = _shared.malloc, _shared.free
 _gcvt = types.ExternalFunction("gcvt", types.voidptr(types.float64, types.int32, types.voidptr))
 
 
@@ -26,13 +26,14 @@ def literal(text: str) -> np.ndarray:
 
 @callback(types.uintp(types.uintp))
 def keep_name(construction):
-    """The address of the name, ended by a zero, as a kernel's state."""
+    """The address of the name, ended by a zero, as a kernel's state; 0 if there is no memory for it."""
     status, sizes = capi.NewStatus(), np.zeros(2, np.int32)
     capi.GetAttrSize(construction, _name_attribute(), capi.memory(sizes[:1]), capi.memory(sizes[1:]), status)
     size = min(np.int64(sizes[1]), _SIZE - 1)
     state = _malloc(np.uintp(size + 1))
-    capi.GetAttrString(construction, _name_attribute(), capi.pointer(state), np.uintp(size), status)
-    carray(capi.pointer(state), size + 1, np.uint8)[size] = 0
+    if state != 0:
+        capi.GetAttrString(construction, _name_attribute(), capi.pointer(state), np.uintp(size), status)
+        carray(capi.pointer(state), size + 1, np.uint8)[size] = 0
     capi.DeleteStatus(status)
     return state
 
@@ -60,7 +61,9 @@ def add_text(message, text):
 @inner
 def add_name(message, state):
     """Append the name that a kernel keeps as its state."""
-    add_text(message, carray(capi.pointer(state), _length_at(state), np.uint8))
+    if state != 0:
+        name = carray(capi.pointer(state), _SIZE, np.uint8)
+        add_text(message, name[: _length(name)])
 
 
 @inner
@@ -91,11 +94,6 @@ def _length(text):
     while text[at] != 0:
         at += 1
     return at
-
-
-@inner
-def _length_at(address):
-    return _length(carray(capi.pointer(address), _SIZE, np.uint8))
 
 
 @inner

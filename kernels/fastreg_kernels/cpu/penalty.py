@@ -158,7 +158,7 @@ def _block(block, size):
 
 
 @inner
-def sums(first, last, x, partials):
+def _sums(first, last, x, partials):
     """Both sums of each block from `first` to before `last`."""
     for block in range(first, last):
         start, tail, stop = _block(block, x.size)
@@ -171,7 +171,7 @@ def sums(first, last, x, partials):
         partials[block, 1] = total(sum_sq)
 
 
-_share_sums = sharing(sums)
+_share_sums = sharing(_sums)
 
 
 @inner
@@ -220,7 +220,7 @@ def _both_past_or_through(first, last, x, partials, out, streamed, l1, l2):
 
 @inner
 def _both(first, last, x, partials, out, streamed, l1, l2):
-    """`sums` and the gradient in one read of x."""
+    """`_sums` and `_gradient` in one read of x."""
     if streamed:
         _both_past_or_through(first, last, x, partials, out, True, l1, l2)
     else:

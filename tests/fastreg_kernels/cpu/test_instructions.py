@@ -26,7 +26,7 @@ x, out = types.Array(element, 1, "C", readonly=True), types.Array(element, 1, "C
 partials = types.Array(types.float64, 2, "C")
 ends = (types.intp, types.intp)
 kernels = {
-    "sums": (penalty.sums, (*ends, x, partials)),
+    "sums": (penalty._sums, (*ends, x, partials)),
     "gradient": (penalty._gradient, (*ends, x, out, types.boolean, factor, factor)),
     "both": (penalty._both, (*ends, x, partials, out, types.boolean, factor, factor)),
     "shrink": (_shrink, (*ends, x, out, types.boolean, factor, factor)),
