@@ -10,6 +10,7 @@ import keras
 
 from fastreg._candidates import candidates
 from fastreg._changes import Changes
+from fastreg._tables import rules
 from fastreg._tables.table import LazyTable
 from fastreg.embedding import Embedding
 from fastreg.optimizers import LazyRegularization, unscaled, unwrapped
@@ -64,11 +65,13 @@ def make_lazy(
             wrapping.wrap(each)
             _leave_xla(each, changes)
     messages += wrapping.left
-    names = {type(unwrapped(wrapper)).__name__ for wrapper in wrapping.new(bool(converted))}
+    names = {type(unwrapped(wrapper)).__name__ for wrapper in wrapping.new(bool(converted))} - {"SGD"}
     differs += [
-        f"with {name} the penalty is decoupled from the gradient, and idle rows keep their slots"
-        for name in sorted(names - {"SGD"})
+        f"with {name} the penalty is decoupled from the gradient, so that strengths mean something else, and idle rows "
+        "keep their slots"
+        for name in sorted(names)
     ]
+    rules.explained.update(names)
     if differs:
         messages.append(f"The numbers will differ from Keras's: {'; '.join(differs)}.")
     _forget_traces(converted, changes)

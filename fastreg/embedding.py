@@ -9,8 +9,11 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from fastreg._bridges import saving
 from fastreg._tables.table import LazyTable, check_one_device, not_converted
 from fastreg.regularizers import _Penalty, lazy_penalty
+
+saving.trace_exports_for_files()
 
 
 @keras.saving.register_keras_serializable(package="fastreg")
@@ -168,14 +171,33 @@ class Embedding(keras.layers.Embedding):  # type: ignore[misc]
         """
         if self.lora_enabled or self.quantization_mode is not None:
             return super().call(inputs)
-        if isinstance(inputs, tf.SparseTensor):
-            inputs = tf.sparse.to_dense(inputs)  # what is missing has id 0, as in Keras's layer
-        if inputs.dtype not in ("int32", "int64"):
+        return self.lookup(inputs)
+
+    @not_converted
+    def lookup(self, ids: Any) -> Any:
+        """The same for a use of the table outside of the layer's own call, such as a sampled softmax: only these rows
+        are read, and the gradient is one of these rows, where `layer.embeddings` is the whole table.
+
+        Parameters
+        ----------
+        ids : tensor, array or list
+            Of any shape; dense, ragged or sparse.
+
+        Raises
+        ------
+        tf.errors.InvalidArgumentError
+            As the layer.
+        """
+        if isinstance(ids, tf.SparseTensor):
+            ids = tf.sparse.to_dense(ids)  # what is missing has id 0, as in Keras's layer
+        elif not isinstance(ids, tf.RaggedTensor):
+            ids = keras.ops.convert_to_tensor(ids)
+        if ids.dtype not in ("int32", "int64"):
             # Wide enough that no id becomes another one.
-            inputs = keras.ops.cast(inputs, "int32" if tf.as_dtype(inputs.dtype).size < 4 else "int64")
-        if isinstance(inputs, tf.RaggedTensor):
-            return inputs.with_flat_values(self._rows(inputs.flat_values))
-        return self._rows(inputs)
+            ids = keras.ops.cast(ids, "int32" if tf.as_dtype(ids.dtype).size < 4 else "int64")
+        if isinstance(ids, tf.RaggedTensor):
+            return ids.with_flat_values(self._rows(ids.flat_values))
+        return self._rows(ids)
 
     def flush(self) -> None:
         """Write the true weights of all rows. Reading and saving do it by themselves."""

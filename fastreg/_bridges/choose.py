@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from fastreg._bridges import callback, counters, native, plain, support
+from fastreg._bridges import callback, counters, native, plain, saving, support
 from fastreg._bridges.callback import device
 from fastreg._bridges.counters import Choice
 from fastreg._bridges.factors import Factors
@@ -33,7 +33,7 @@ class Place(NamedTuple):
     dtype: Any
     eager: bool
     xla: bool = False
-    saving: bool = False
+    saved: bool = False
     gpu: bool = False
     tpu: bool = False
     forward_mode: bool = False
@@ -78,7 +78,7 @@ def _kernel_obstacle(place: Place) -> str | None:
         return obstacle
     if place.xla:
         return "a kernel cannot run in code that XLA compiles"
-    if place.saving:
+    if place.saved:
         return "a kernel cannot be saved with a model"
     return "no kernel for this device" if place.tpu else None
 
@@ -130,7 +130,7 @@ def _place(x: tf.Tensor, factors: Factors) -> Place:
         x.dtype,
         eager,
         xla=not eager and support.in_xla(),
-        saving=support.is_saving(),
+        saved=saving.is_saving(),
         gpu=support.is_likely_on_gpu(x),
         tpu="TPU" in x.device,
         forward_mode=not eager and support.has_tangents(x),

@@ -1,4 +1,4 @@
-"""What a call may have around it that decides which bridge can serve: XLA, saving, tapes, devices."""
+"""What a call may have around it that decides which bridge can serve: XLA, tapes, devices."""
 
 from __future__ import annotations
 
@@ -11,17 +11,11 @@ import numpy as np
 import tensorflow as tf
 from fastreg_kernels import _arrays
 from tensorflow.python.eager import forwardprop_util, record
-from tensorflow.python.saved_model import save_context
 
 
 def in_xla() -> bool:
     """Whether what is being traced will be compiled by XLA, where neither a callback nor a native op can run."""
     return tf.__internal__.get_enclosing_xla_context() is not None
-
-
-def is_saving() -> bool:
-    """Whether what is being traced will be saved, for processes that need not have fastreg."""
-    return bool(save_context.in_save_context())
 
 
 def tape_is_active() -> bool:

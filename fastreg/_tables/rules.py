@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -155,6 +156,20 @@ class Rule:
         known = {id(slot) for slot in slots}
         return [variable for variable in optimizer.variables if id(variable) not in known] + slots
 
+    def warn_of_decoupling(self, tables: Sequence[LazyTable]) -> None:
+        """Say that strengths mean something else than in Keras's training; once for each optimizer, if they do."""
+        name = type(self._optimizer).__name__
+        if self._number == updates.SGD or name in explained or all(table.factors().are_zero for table in tables):
+            return
+        explained.add(name)
+        warnings.warn(
+            f"With {name}, a lazily regularised table shrinks by the learning rate times the penalty's gradient. In "
+            f"Keras's training that gradient goes through what {name} divides by, and acts far more strongly where "
+            'gradients are small: the same l1 and l2 regularise less here. "Strengths" in docs/lazy-and-keras.md says '
+            "how they translate.",
+            stacklevel=2,
+        )
+
     def knows(self, table: LazyTable) -> bool:
         """Whether slots were made for this table."""
         return id(table) in self._slots
@@ -166,6 +181,9 @@ class Rule:
         settings += (float(self._implicit),)
         return Step(self._number, self._slots[id(table)], settings, rate, scale, number)
 
+
+explained: set[str] = set()
+"""Optimizers of which it was said that the penalty is decoupled from their gradients."""
 
 _OF_KERAS = {
     "accumulator": "_accumulators",

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from fastreg._bridges import saving
 from fastreg._tables import gradients, rules
 from fastreg._tables.table import LazyTable, check_one_device
 
@@ -23,7 +24,14 @@ def take(optimizer: Any, rule: rules.Rule, grads: Sequence[Any], variables: Sequ
 
     Errors are those of `fastreg.LazyRegularization.apply`.
     """
+    if saving.is_saving():
+        tables = ", ".join(repr(variable.path) for variable in variables if isinstance(variable, LazyTable))
+        raise ValueError(
+            f"A training step of the lazily regularised tables {tables} cannot be saved, for it needs fastreg. Take "
+            "the function that trains out of what is saved, or save the model that fastreg.to_keras(model) returns."
+        )
     _check_tables(rule, variables)
+    rule.warn_of_decoupling([variable for variable in variables if isinstance(variable, LazyTable)])
     pairs = _present(grads, variables)
     dense = [(gradient, variable) for gradient, variable in pairs if not isinstance(variable, LazyTable)]
     sparse = [(_taken_apart(gradient, table), table) for gradient, table in pairs if isinstance(table, LazyTable)]

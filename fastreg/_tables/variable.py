@@ -15,8 +15,9 @@ import tensorflow as tf
 from keras.src.backend.common.stateless_scope import in_stateless_scope
 from tensorflow.python.ops.resource_variable_ops import ResourceVariable, variable_accessed
 
-from fastreg._bridges import buffers, state, support
+from fastreg._bridges import buffers, saving, state, support
 from fastreg._bridges import native as bridge
+from fastreg._bridges import plain as formulas
 from fastreg._bridges.factors import Factors
 from fastreg._bridges.settings import settings
 from fastreg._tables import native, plain
@@ -46,7 +47,7 @@ class OwnVariable(ResourceVariable):  # type: ignore[misc]
 
     def _read_variable_op(self, no_copy: bool = False) -> tf.Tensor:
         # Without a copy TensorFlow reads what it writes to a checkpoint, then and there.
-        if no_copy or support.is_saving() or in_stateless_scope():
+        if no_copy or saving.is_saving() or in_stateless_scope():
             return super()._read_variable_op(no_copy)
         return self.stored()
 
@@ -87,7 +88,7 @@ class TableVariable(OwnVariable):
             At run time, if an id is negative or not below the number of rows.
         """
         variable_accessed(self)  # so that tapes watch it
-        if support.is_saving():  # the file holds true weights
+        if self._is_for_a_file():
             return tf.raw_ops.ResourceGather(resource=self.handle, indices=ids, dtype=self.dtype)
         with support.on_host():
             return self._way().lookup(self, ids)
@@ -125,6 +126,8 @@ class TableVariable(OwnVariable):
         see `fastreg._bridges.slices`.
         """
         variable_accessed(self)
+        if self._is_for_a_file():
+            return formulas.penalty(super()._read_variable_op(), factors)
         with support.on_host():
             return self._way().penalty(self, factors, every)
 
@@ -149,9 +152,19 @@ class TableVariable(OwnVariable):
 
     def _way(self, rule: int | None = None) -> Any:
         """Native ops where they can run, for updates by this rule, else TensorFlow's."""
-        if settings.bridge not in ("auto", "native") or (not tf.executing_eagerly() and support.in_xla()):
+        if settings.bridge not in ("auto", "native"):
+            return plain
+        if not tf.executing_eagerly() and (support.in_xla() or saving.is_saving()):
             return plain
         return native if bridge.table_obstacle(self.dtype, rule) is None else plain
+
+    def _is_for_a_file(self) -> bool:
+        """Whether what is being traced will be saved, with true weights, which are written now."""
+        if not saving.is_saving():
+            return False
+        with tf.init_scope():
+            self.flush()
+        return True
 
     def _initial_stamps(self) -> tf.Tensor:
         fresh = tf.tile(tf.constant([state.FRESH], tf.float64), [self.shape[0], 1])
@@ -160,14 +173,14 @@ class TableVariable(OwnVariable):
     # What TensorFlow asks a variable for: reading.
 
     def _read_variable_op(self, no_copy: bool = False) -> tf.Tensor:
-        if no_copy or support.is_saving() or in_stateless_scope():
+        if no_copy or in_stateless_scope() or self._is_for_a_file():
             return super()._read_variable_op(no_copy)
         if support.tape_is_active() and not self._has_warned:
             self._has_warned = True
             warnings.warn(
                 f"A training step reads all of the table {self.path!r}, as tied output weights do. It then writes out "
                 "and trains all rows at every step, and keras.layers.Embedding is as fast. To look rows up, call the "
-                "layer.",
+                "layer, or its method lookup(ids).",
                 UserWarning,
                 stacklevel=2,
             )

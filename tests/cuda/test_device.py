@@ -38,6 +38,7 @@ class LazyStream:
 @pytest.fixture(autouse=True)
 def fresh_state(monkeypatch):
     monkeypatch.setattr(_device, "_failure", None)
+    monkeypatch.setattr(_device, "_failures", 0)
     monkeypatch.setattr(_device, "_prepared", set())
     settings._warned.clear()
     bridge = fastreg.get_bridge()
@@ -236,6 +237,22 @@ def test_failures_before_the_first_launch_fall_back_with_one_warning(on_gpu, mon
     assert len(warned) == 1
     assert str(error) in _device.obstacle()
     assert "launch" not in on_gpu.log
+
+
+def test_a_gpu_that_is_busy_for_a_moment_is_tried_again(on_gpu, monkeypatch):
+    fastreg.set_bridge("auto")
+    fastreg.set_crossover(0)
+    kernels = importlib.import_module("fastreg._bridges.callback.penalty")._PenaltyKernels()
+    x, vector = tensor(20), Factors(0.5, 0.25).vector()
+    with monkeypatch.context() as patch:
+        patch.setattr(launch, "prepare", fail(MemoryError("out of memory")))
+        with pytest.warns(RuntimeWarning, match="out of memory"):
+            value = kernels.value(x, vector)[0]
+    np.testing.assert_allclose(float(value), expected_value(x, 0.5, 0.25), rtol=1e-6)
+    assert _device.obstacle() is None
+    assert "launch" not in on_gpu.log
+    np.testing.assert_allclose(float(kernels.value(x, vector)[0]), expected_value(x, 0.5, 0.25), rtol=1e-6)
+    assert "launch" in on_gpu.log
 
 
 def test_failures_before_the_first_launch_are_raised_on_a_forced_bridge(on_gpu, monkeypatch):

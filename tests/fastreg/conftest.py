@@ -20,6 +20,7 @@ from keras import layers
 
 import fastreg
 from fastreg._bridges import native, settings
+from fastreg._tables import rules
 
 FORCED = ("native", "py_function")
 """The bridges that use kernels whatever the size."""
@@ -34,6 +35,7 @@ def fresh_state():
     """Settings, policies and seeds as in a new process, before and after each test."""
     bridge = fastreg.get_bridge()
     settings._warned.clear()
+    rules.explained.update(("Adagrad", "Adam"))
     keras.utils.set_random_seed(1)
     yield
     fastreg.set_bridge(bridge)
@@ -102,6 +104,19 @@ def without_native_ops(monkeypatch):
     """As where TensorFlow's library does not export what native ops need; `"auto"` then falls back to callbacks."""
     for name in ("obstacle", "penalty_obstacle", "table_obstacle"):
         monkeypatch.setattr(native, name, lambda *arguments: "no native ops in this test")
+
+
+@pytest.fixture(scope="session")
+def operations():
+    """The types of the operations of a graph, and of the functions that it calls."""
+
+    def of_graph(graph):
+        definition = graph.as_graph_def()
+        return {
+            node.op for nodes in (definition.node, *(f.node_def for f in definition.library.function)) for node in nodes
+        }
+
+    return of_graph
 
 
 @pytest.fixture(scope="session")

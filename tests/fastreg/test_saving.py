@@ -102,19 +102,42 @@ def test_checkpoints(bridge, tmp_path):
     assert_equal_models(other, model)
 
 
-def test_a_traced_model_without_a_tape_has_no_kernels():
+def test_a_traced_model_without_a_tape_has_no_kernels(operations):
     """So that it can be converted for other runtimes, as one with Keras's regularizers can."""
     fastreg.set_bridge("auto")
     traced = tf.function(make()).get_concrete_function(tf.TensorSpec([None, 6]))
-    used = {op.op for op in _operations(traced.graph)}
-    assert not [name for name in used if name == "EagerPyFunc" or name.startswith("Fastreg")]
+    assert not [name for name in operations(traced.graph) if name == "EagerPyFunc" or name.startswith("Fastreg")]
     assert tf.lite.TFLiteConverter.from_concrete_functions([traced]).convert()
 
 
-def _operations(graph):
-    """The operations of a graph and of the functions that it calls."""
-    definition = graph.as_graph_def()
-    return [*definition.node, *(node for function in definition.library.function for node in function.node_def)]
+def test_concrete_functions_of_kernels_are_not_saved(forced, tmp_path):
+    """Elsewhere they could not be loaded; a `tf.function` is traced anew when it is saved."""
+    module, penalty = tf.Module(), tf.function(fastreg.L2(0.5), input_signature=[tf.TensorSpec([3])])
+    module.penalty = penalty.get_concrete_function()
+    assert module.penalty(tf.ones(3)) == 1.5
+    with pytest.raises(ValueError, match="which no other process has"):
+        tf.saved_model.save(module, tmp_path / "saved")
+    module.penalty = penalty
+    with pytest.warns(RuntimeWarning, match="saved"):
+        tf.saved_model.save(module, tmp_path / "saved")
+    assert tf.saved_model.load(tmp_path / "saved").penalty(tf.constant([1.0, 2.0, 3.0])) == 7.0
+
+
+@pytest.mark.parametrize("keeps_gradients", [True, False])
+def test_gradients_of_saved_penalties(bridge, tmp_path, keeps_gradients, caplog):
+    """TensorFlow's own: nothing for it to warn of."""
+    module = tf.Module()
+    module.penalty = tf.function(fastreg.L1L2(0.25, 0.5), input_signature=[tf.TensorSpec([3])])
+    options = tf.saved_model.SaveOptions(experimental_custom_gradients=keeps_gradients)
+    with bridge.falls_back("saved"):
+        tf.saved_model.save(module, tmp_path / "saved", options=options)
+    x = tf.constant([1.0, -2.0, 0.0])
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        value = tf.saved_model.load(tmp_path / "saved").penalty(x)
+    np.testing.assert_allclose(value, 0.25 * 3 + 0.5 * 5)
+    np.testing.assert_allclose(tape.gradient(value, x), [1.25, -2.25, 0.0])
+    assert "gradient" not in caplog.text
 
 
 ELSEWHERE = """

@@ -33,6 +33,10 @@ class UnavailableError(RuntimeError):
 
 _lock = _shared.lock_for_forks(threading.Lock())
 _failure: str | None = None
+_failures = 0
+_ATTEMPTS = 3
+"""A GPU that is busy or full for a moment is tried again; after so many failures in a row it is not."""
+
 _prepared: set[tuple[Any, ...]] = set()
 """What was compiled: dtype, terms and GPU."""
 
@@ -131,6 +135,7 @@ def _current(x: tf.Tensor, l1: float, l2: float) -> Iterator[tuple[Any, int]]:
 
     What fails here before anything was launched leaves TensorFlow's ops to fall back to.
     """
+    global _failures
     if _failure is not None:
         raise UnavailableError(_failure)
     with contextlib.ExitStack() as stack:
@@ -151,14 +156,18 @@ def _current(x: tf.Tensor, l1: float, l2: float) -> Iterator[tuple[Any, int]]:
                 except Exception as error:
                     raise _unavailable(error) from error
                 _prepared.add(key)
+        _failures = 0
         yield launch, ordinal
 
 
 def _unavailable(error: Exception) -> UnavailableError:
-    global _failure
+    global _failure, _failures
+    _failures += 1
     summary = " ".join(str(error).split())
-    _failure = f"the CUDA kernels cannot be used: {type(error).__name__}: {summary[:300]}"
-    return UnavailableError(_failure)
+    reason = f"the CUDA kernels cannot be used: {type(error).__name__}: {summary[:300]}"
+    if _failures >= _ATTEMPTS or isinstance(error, ImportError):
+        _failure = reason
+    return UnavailableError(reason)
 
 
 @functools.cache

@@ -10,6 +10,8 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
+from fastreg._bridges import saving
+
 
 def on_host(x: tf.Tensor) -> bool:
     """Whether this eager tensor is in the host's memory."""
@@ -40,6 +42,7 @@ def call(
     """
     if tf.executing_eagerly():
         return function(*inputs)
+    saving.keep_from_files("callbacks into Python")
     with tf.device(inputs[0].device) if inputs[0].device else contextlib.nullcontext():  # a GPU's tensor stays on it
         outputs = tf.py_function(function, inputs, list(dtypes))
     # Gradients are registered by the callers. Without the stop, TensorFlow would build its own of the callback as well,

@@ -15,6 +15,7 @@ from tensorflow.python import pywrap_tfe
 from tensorflow.python.eager import context, core, execute
 from tensorflow.python.framework import kernels, op_def_library, op_def_registry, ops
 
+from fastreg._bridges import saving
 from fastreg._bridges.custom_gradient import register_gradient
 from fastreg._bridges.native import capi, tensors
 from fastreg._bridges.native.compiler import callback
@@ -115,6 +116,7 @@ class Op:
                 return pywrap_tfe.TFE_Py_FastPathExecute(context.context(), self.name, None, *inputs, *pairs)
             except core._NotOkStatusException as error:
                 ops.raise_from_not_ok_status(error, None)
+        saving.keep_from_files("native ops of fastreg's")
         names = (declaration.partition(":")[0] for declaration in self.inputs)
         keywords = dict(zip(names, inputs, strict=True)) | attributes
         # Not the operation's own outputs: a debugger may have put others in their place, which check for NaN.

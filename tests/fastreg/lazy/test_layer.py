@@ -1,11 +1,14 @@
 """The layer apart from its training: inputs, whole reads, weights, configuration, changes of the factors."""
 
+import warnings
+
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
 import fastreg
+from fastreg._tables import rules
 from fastreg._tables.table import LazyTable
 
 L2 = 2**-6
@@ -185,3 +188,59 @@ def test_a_layer_without_a_regularizer_is_keras_s(lazy):
     assert float(fastreg.Embedding(3, 2, weights=np.array([[0.0, 1], [0, 0], [2, 0]])).sparsity()) == pytest.approx(
         4 / 6
     )
+
+
+@pytest.mark.parametrize("regularizer", [None, "l2"])
+def test_lookup_outside_of_a_call(lazy, regularizer):
+    """Some rows of the table for a use of one's own, as those of a sampled softmax are."""
+    layer = fastreg.Embedding(5, 2, embeddings_regularizer=regularizer)
+    layer.build(())
+    table = np.array(layer.embeddings)
+    ids = tf.ragged.constant([[1, 2], [4]])
+    np.testing.assert_array_equal(layer.lookup(ids).flat_values, table[[1, 2, 4]])
+    np.testing.assert_array_equal(layer.lookup(tf.sparse.from_dense([[0, 3]])), table[[[0, 3]]])
+    for ids in ([[1, 3], [3, 0]], np.array(2, np.uint8), tf.zeros((0, 3), tf.int64)):
+        with tf.GradientTape() as tape:
+            rows = layer.lookup(ids)
+        np.testing.assert_array_equal(rows, table[np.asarray(ids, np.int64)])
+        gradient = tape.gradient(rows, layer.embeddings.value)
+        assert isinstance(gradient, tf.IndexedSlices)
+        assert len(gradient.indices) == np.size(ids)
+
+
+def test_a_sampled_softmax_reads_only_its_rows(lazy, cpu_reads):
+    layer = fastreg.Embedding(1000, 4, embeddings_regularizer=fastreg.L2(0.1))
+    layer.build(())
+    optimizer, before = fastreg.LazyRegularization(keras.optimizers.SGD(0.5)), np.array(layer.embeddings, np.float64)
+    labels = tf.constant([3, 5])
+
+    @tf.function
+    def step():
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(layer.lookup(labels) * layer.lookup([7, 3])) + sum(layer.losses)
+        optimizer.apply(tape.gradient(loss, layer.trainable_weights), layer.trainable_weights)
+
+    with cpu_reads(layer) as reads:
+        step()
+    assert not reads
+    expected = 0.9 * before
+    for one, other in ((3, 7), (5, 3), (7, 3), (3, 5)):
+        expected[one] -= 0.5 * before[other]
+    np.testing.assert_allclose(layer.embeddings, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("l2", [0.0, 0.1])
+@pytest.mark.parametrize("name", ["sgd", "adam", "adagrad"])
+def test_strengths_of_decoupled_penalties_are_explained_once(lazy, name, l2):
+    rules.explained.clear()
+    for expected in (name != "sgd" and l2 != 0.0, False):
+        layer = fastreg.Embedding(5, 2, embeddings_regularizer=fastreg.L2(l2))
+        layer.build(())
+        optimizer = fastreg.LazyRegularization(name)
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(layer.lookup([1])) + sum(layer.losses)
+        gradients = tape.gradient(loss, layer.trainable_weights)
+        with warnings.catch_warnings(record=True) as warned:
+            warnings.simplefilter("always")
+            optimizer.apply(gradients, layer.trainable_weights)
+        assert ["the same l1 and l2 regularise less" in str(warning.message) for warning in warned] == [True] * expected

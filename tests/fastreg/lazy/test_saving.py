@@ -6,6 +6,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
 import fastreg
 from fastreg._tables.table import LazyTable
@@ -162,3 +163,79 @@ def test_saving_writes_true_weights_and_flushes(lazy, float64):
     assert list(store) == ["0"]
     assert lazy.error(np.array(store["0"]), lazy.oracle(plan, "sgd", [0.25] * 7, 0.01, 0.1)) < 1e-12
     np.testing.assert_array_equal(layer.embeddings._value.stored(), np.array(store["0"]))
+
+
+def test_what_converters_get(lazy, operations):
+    """Keras's exporters to other formats trace the model and freeze its variables, and save nothing."""
+    data = lazy.data()
+    model = compiled(lazy, "sgd")
+    fit(model, data)
+    archive, spec = keras.export.ExportArchive(), tf.TensorSpec((None, *data[0].shape[1:]), "int32")
+    archive.track(model)
+    archive.add_endpoint("serve", model.__call__, [spec])
+    function = archive._get_concrete_fn("serve").get_concrete_function(spec)
+    assert not [name for name in operations(function.graph) if "Fastreg" in name or "PyFunc" in name]
+    served = convert_variables_to_constants_v2(function)(tf.constant(data[0]))
+    np.testing.assert_allclose(served[0], model.predict(data[0], verbose=0), rtol=1e-5)
+    fit(model, data)  # goes on
+
+
+def test_litert(lazy, tmp_path):
+    data = lazy.data()
+    model = compiled(lazy, "sgd")
+    fit(model, data)
+    model.export(tmp_path / "model.tflite", format="litert", verbose=False)
+    interpreter = tf.lite.Interpreter(str(tmp_path / "model.tflite"))
+    interpreter.allocate_tensors()
+    interpreter.set_tensor(interpreter.get_input_details()[0]["index"], data[0][:1].astype("int32"))
+    interpreter.invoke()
+    served = interpreter.get_tensor(interpreter.get_output_details()[0]["index"])
+    np.testing.assert_allclose(served, model.predict(data[0][:1], verbose=0), rtol=1e-5)
+
+
+def test_onnx(lazy, tmp_path):
+    pytest.importorskip("tf2onnx")
+    runtime = pytest.importorskip("onnxruntime")
+    data = lazy.data()
+    model = compiled(lazy, "sgd")
+    fit(model, data)
+    model.export(tmp_path / "model.onnx", format="onnx", verbose=False)
+    session = runtime.InferenceSession(tmp_path / "model.onnx")
+    (served,) = session.run(None, {session.get_inputs()[0].name: data[0].astype(np.int32)})
+    np.testing.assert_allclose(served, model.predict(data[0], verbose=0), rtol=1e-5)
+
+
+def test_a_training_step_is_not_saved(lazy, tmp_path):
+    """Elsewhere it could not be loaded, nor could what is saved with it."""
+    module, data = tf.Module(), lazy.data()
+    model = compiled(lazy, "sgd")
+    module.model = model
+
+    @tf.function(input_signature=[tf.TensorSpec((None, *data[0].shape[1:]), "int32")])
+    def train(ids):
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(model(ids)) + sum(model.losses)
+        model.optimizer.apply(tape.gradient(loss, model.trainable_weights), model.trainable_weights)
+        return loss
+
+    train(tf.constant(data[0]))
+    before = model.get_weights()
+    module.train = train
+    with pytest.raises(ValueError, match=r"training step of the .* tables '.*embeddings' cannot be saved"):
+        tf.saved_model.save(module, tmp_path / "saved", signatures=train)
+    assert_equal_bits(model.get_weights(), before)
+    train(tf.constant(data[0]))
+
+
+def test_concrete_functions_of_kernels_are_not_saved(lazy, tmp_path, way):
+    model, data = compiled(lazy, "sgd"), lazy.data()
+    fit(model, data)
+    inference = tf.function(model, input_signature=[tf.TensorSpec((None, *data[0].shape[1:]), "int32")])
+    concrete = inference.get_concrete_function()
+    if way == "auto":
+        with pytest.raises(ValueError, match="native ops of fastreg's, which no other process has"):
+            tf.saved_model.save(model, tmp_path / "saved", signatures=concrete)
+    tf.saved_model.save(model, tmp_path / "saved", signatures=inference)
+    signature = tf.saved_model.load(tmp_path / "saved").signatures["serving_default"]
+    (served,) = signature(tf.constant(data[0], tf.int32)).values()
+    np.testing.assert_allclose(served, model.predict(data[0], verbose=0), rtol=1e-5)
