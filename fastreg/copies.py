@@ -55,7 +55,8 @@ def to_keras(model: keras.Model) -> keras.Model:
     -----
     UserWarning
         If the numbers will differ when the copy is trained on, and why: of a lazily regularised table a penalty with
-        an L1 part, an optimizer other than SGD, `rowwise` or `implicit`; a factor that is not a number and becomes one.
+        an L1 part, an optimizer other than SGD, `rowwise` or `implicit`; a factor that is a variable or callable and
+        becomes a number.
 
     Examples
     --------
@@ -64,7 +65,7 @@ def to_keras(model: keras.Model) -> keras.Model:
     layers = layers_of(model, keras.Model)
     penalties, wrappers = _penalties(layers), _wrappers(layers)
     _refuse_subclasses([*layers, *penalties, *wrappers])
-    with tf.init_scope(), SafeModeScope(False), keras.saving.custom_object_scope(_unregistered(layers)):
+    with SafeModeScope(False), keras.saving.custom_object_scope(_unregistered(layers)):
         with tempfile.TemporaryDirectory() as folder:
             path = pathlib.Path(folder, "model.keras")
             keras.saving.save_model(model, path)
@@ -184,9 +185,9 @@ def _differences(penalties: dict[_Penalty, bool], wrappers: Sequence[LazyRegular
     if any(lazy and penalty.get_config().get("l1") for penalty, lazy in penalties.items()):
         said.append("Keras's L1 penalty of an embedding oscillates at zero, where weights had stopped")
     said += [
-        f"{name} of {type(penalty).__name__} is {penalty.get_config()[name]}, where it was {getattr(penalty, name)!r}"
+        f"{name} of {type(penalty).__name__} is {penalty.get_config()[name]}, where it was {factor!r}"
         for penalty in penalties
         for name in penalty.factors
-        if not isinstance(getattr(penalty, name), (int, float))
+        if isinstance(factor := getattr(penalty, name), (tf.Variable, keras.Variable)) or callable(factor)
     ]
     return said

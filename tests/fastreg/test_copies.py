@@ -135,7 +135,7 @@ def classes(model):
 
 @pytest.mark.parametrize(
     ("name", "way"),
-    [("functional", "auto"), *(("subclassed", way) for way in ("auto", "tensorflow", "py_function"))],
+    [("functional", "auto"), ("subclassed", "auto"), ("subclassed", "tensorflow")],
 )
 def test_the_copy_is_the_model_made_with_keras(name, way):
     """Classes, weights, losses and state of the optimizer; both go on as if there were only one of them."""
