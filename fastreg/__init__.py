@@ -10,6 +10,7 @@ from fastreg._bridges.buffers import clear as clear_buffers
 from fastreg._bridges.settings import get_bridge, set_bridge, set_crossover
 from fastreg._info import info
 from fastreg._version import __version__
+from fastreg.copies import to_keras
 from fastreg.embedding import Embedding
 from fastreg.models import accelerate, inspect
 from fastreg.ops import l1_l2_penalty
@@ -35,4 +36,5 @@ __all__ = [
     "set_bridge",
     "set_crossover",
     "set_num_threads",
+    "to_keras",
 ]

@@ -230,9 +230,19 @@ class Embedding(keras.layers.Embedding):  # type: ignore[misc]
         # Keras's layer takes this class, which adds nothing to its weights, for one that it does not know.
         return super().quantize(mode, type_check=type_check and type(self) is not Embedding, **options)
 
+    def revert(self, regularizer: Any) -> None:
+        """Make the layer one of Keras's where it stands, with its true weights and this regularizer."""
+        table = vars(self).get("_embeddings")
+        if isinstance(table, LazyTable):
+            table.revert(regularizer)
+        del self.penalty_every
+        self.__class__ = keras.layers.Embedding
+        self.embeddings_regularizer, self.supports_jit = regularizer, True
+
     def save_own_variables(self, store: Any) -> None:
         """As Keras's layer; a run that goes on after saving then has the bits of one that loads the file."""
-        self.flush()
+        if self.built:
+            self.flush()
         super().save_own_variables(store)
 
     def get_config(self) -> dict[str, Any]:

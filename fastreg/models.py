@@ -92,7 +92,7 @@ def accelerate(model: keras.Model, lazy: bool = False) -> keras.Model:
         With `lazy`: of embeddings that stay dense, and why; if an optimizer is not SGD, or a penalty has an L1 part,
         so that the numbers differ from Keras's.
     """
-    layers = _layers(model)
+    layers = layers_of(model)
     replacements: dict[int, _Penalty] = {}
 
     def replacement(regularizer: Any) -> Any:
@@ -105,8 +105,8 @@ def accelerate(model: keras.Model, lazy: bool = False) -> keras.Model:
 
     def after_build(layer: keras.layers.Layer) -> None:
         with Changes() as changes:
-            made = _layers(layer)
-            _replace(made, replacement, after_build, changes)
+            made = layers_of(layer)
+            replace(made, replacement, after_build, changes)
             if lazy and (names := [repr(candidate.name) for candidate in candidates(layer, made)]):
                 warnings.warn(
                     f"{', '.join(names)}: made after fastreg.accelerate(model, lazy=True), and dense. Call it again, "
@@ -117,7 +117,7 @@ def accelerate(model: keras.Model, lazy: bool = False) -> keras.Model:
 
     with tf.init_scope(), Changes() as changes:  # now, also where a function is traced
         messages = make_lazy(model, layers, replacement, changes) if lazy else []
-        _replace(layers, replacement, after_build, changes)
+        replace(layers, replacement, after_build, changes)
         for layer in layers:
             if isinstance(layer, keras.Model):
                 forget_traces(layer, changes)
@@ -147,7 +147,7 @@ def inspect(model: keras.Model) -> list[RegularizedValue]:
     TypeError
         If `model` is not a Keras layer or model.
     """
-    layers = _layers(model)
+    layers = layers_of(model)
     notes = {
         id(variable): f"dense: {candidate.obstacle or 'fastreg.accelerate(model, lazy=True) makes it lazy'}"
         for candidate in candidates(model, layers)
@@ -178,8 +178,15 @@ def inspect(model: keras.Model) -> list[RegularizedValue]:
     return rows
 
 
-def _layers(model: Any) -> list[keras.layers.Layer]:
-    if isinstance(model, keras.layers.Layer):
+def layers_of(model: Any, kind: type[keras.layers.Layer] = keras.layers.Layer) -> list[keras.layers.Layer]:
+    """All of a model's, or a layer's, itself included.
+
+    Raises
+    ------
+    TypeError
+        If it is not of this kind.
+    """
+    if isinstance(model, kind):
         # The one place where Keras lists layers of every kind recursively, RNN cells and wrapped layers included.
         return list(model._flatten_layers())
     received = type(model).__name__
@@ -192,20 +199,31 @@ _KERAS_2 = ("tf_keras.", "tensorflow.python.keras.")
 """Packages that are Keras 2."""
 
 
-def _replace(
+def replace(
     layers: Sequence[keras.layers.Layer],
-    replacement: Callable[[Any], _Penalty],
+    replacement: Callable[[Any], Any],
     after_build: Callable[[keras.layers.Layer], None],
     changes: Changes,
 ) -> None:
-    """Replace the regularizers of layers and their weights, and of what is made when they are built."""
+    """Replace the regularizers of layers and their weights, and of what is made when they are built.
+
+    Parameters
+    ----------
+    layers : sequence of keras.layers.Layer
+    replacement : callable
+        Of whatever an attribute is; returns what is to stay.
+    after_build : callable
+        What to do with a layer when it is built.
+    changes : Changes
+    """
     for layer in layers:
         for name, value in list(vars(layer).items()):
-            if type(value) in REPLACEMENTS:
-                changes.set(layer, name, replacement(value))
+            if (new := replacement(value)) is not value:
+                changes.set(layer, name, new)
         for variable in layer.weights:
-            if type(getattr(variable, "regularizer", None)) in REPLACEMENTS:
-                changes.set(variable, "regularizer", replacement(variable.regularizer))
+            regularizer = getattr(variable, "regularizer", None)
+            if (new := replacement(regularizer)) is not regularizer:
+                changes.set(variable, "regularizer", new)
         if not layer.built:
             changes.set(layer, "build", _followed_by(after_build, layer))
 

@@ -94,6 +94,15 @@ class LazyTable(keras.Variable):  # type: ignore[misc]
         own = {"_penalty": penalty, "_penalty_every": None, "_has_warned": False}
         changes.become(variable, cls, _value=value, _regularizer=None, **own)
 
+    def revert(self, regularizer: Any) -> None:
+        """Make it a variable of Keras's again, with its true weights and this regularizer."""
+        weights = tf.convert_to_tensor(self.value)
+        self.__class__ = keras.Variable
+        for name in ("_penalty", "_penalty_every", "_has_warned"):
+            delattr(self, name)
+        self._initialize(weights)
+        self.regularizer = regularizer
+
     @property
     def penalised_by(self) -> _Penalty:
         """The regularizer that was given."""

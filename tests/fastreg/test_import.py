@@ -10,7 +10,7 @@ def test_public_names():
     assert len(set(fastreg.__all__)) == len(fastreg.__all__)  # ruff keeps them in its order
     for name in fastreg.__all__:
         assert getattr(fastreg, name) is not None
-    functions = ("l1", "l2", "l1_l2", "l1_l2_penalty", "accelerate", "inspect", "info")
+    functions = ("l1", "l2", "l1_l2", "l1_l2_penalty", "accelerate", "to_keras", "inspect", "info")
     for name in ("L1", "L2", "L1L2", "Embedding", "LazyRegularization", *functions):
         assert name in fastreg.__all__
         assert getattr(fastreg, name).__doc__

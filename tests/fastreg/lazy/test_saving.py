@@ -1,6 +1,8 @@
 """Files hold true weights; whoever goes on from one, in this process or another, goes on with the same bits."""
 
+import copy
 import json
+import pickle
 
 import keras
 import numpy as np
@@ -94,13 +96,86 @@ def test_weight_files_and_checkpoints(lazy, name, tmp_path):
 
 
 def test_h5_models(lazy, tmp_path):
+    """Such a file does not say, in Keras, which variables the optimizer had; compiled again, the model trains on."""
     data = lazy.data()
-    model = compiled(lazy, "sgd")
+    optimizer = lambda: fastreg.LazyRegularization("sgd")  # noqa: E731 - one for each model
+    model = lazy.compiled(fastreg.L2(0.01), optimizer())
+    model.compile(model.optimizer, keras.losses.MeanSquaredError())  # of "mse" Keras cannot load such a file
     fit(model, data)
     model.save(tmp_path / "model.h5")
-    again = keras.models.load_model(tmp_path / "model.h5", compile=False)
+    again = keras.models.load_model(tmp_path / "model.h5")
     assert_equal_bits(again.get_weights(), model.get_weights())
     assert isinstance(again.layers[1].embeddings, LazyTable)
+    assert isinstance(again.optimizer, fastreg.LazyRegularization)
+    np.testing.assert_allclose(again.evaluate(*data, verbose=0), model.evaluate(*data, verbose=0), rtol=1e-6)
+    again.compile(optimizer(), keras.losses.MeanSquaredError())
+    np.testing.assert_allclose(fit(again, data), fit(model, data), rtol=1e-6)
+    for ours, theirs in zip(again.get_weights(), model.get_weights(), strict=True):
+        assert lazy.error(ours, theirs) < 1e-6  # this format reads true weights, and flushes nothing
+
+
+def by_json(model):
+    return keras.models.model_from_json(model.to_json())  # compiled, as with Keras's layers
+
+
+def by_config(model):
+    copied = type(model).from_config(model.get_config())
+    copied.compile_from_config(model.get_compile_config())
+    return copied
+
+
+def by_clone(model):
+    copied = keras.models.clone_model(model)
+    copied.compile_from_config(model.get_compile_config())
+    return copied
+
+
+COPIES = {
+    "pickle": (lambda model: pickle.loads(pickle.dumps(model)), True),
+    "deepcopy": (copy.deepcopy, True),
+    "json": (by_json, False),
+    "config": (by_config, False),
+    "clone": (by_clone, False),
+}
+
+
+@pytest.mark.parametrize("way", ["auto"], indirect=True)
+def test_copies_train_on(lazy):
+    """Of all, state included, or of what a configuration says: that has new weights, and the optimizer starts anew."""
+    data = lazy.data()
+    never, model, new = (compiled(lazy, "adagrad") for _ in range(3))
+    for each in (never, model):
+        fit(each, data)
+    before = state(model)
+    copies = {how: make(model) for how, (make, _) in COPIES.items()}
+    for how, copied in copies.items():
+        assert copied.layers[1].embeddings is not model.layers[1].embeddings
+        assert isinstance(copied.layers[1].embeddings, LazyTable)
+        if COPIES[how][1]:
+            assert_equal_bits(state(copied), before)
+        else:
+            assert int(copied.optimizer.iterations) == 0
+            copied.set_weights(before[: len(copied.weights)])
+    new.set_weights(model.get_weights())
+    expected = {True: (fit(model, data), state(model)), False: (fit(new, data), state(new))}
+    fit(never, data)
+    for ours, theirs in zip(model.get_weights(), never.get_weights(), strict=True):
+        assert lazy.error(ours, theirs) < 1e-6
+    for how, copied in copies.items():
+        losses, values = expected[COPIES[how][1]]
+        assert fit(copied, data) == losses
+        assert_equal_bits(state(copied), values)
+
+
+@pytest.mark.parametrize("way", ["auto"], indirect=True)
+def test_a_model_that_is_not_built_is_saved(lazy, tmp_path):
+    layers = [fastreg.Embedding(23, 5, embeddings_regularizer="l2"), keras.layers.Flatten(), keras.layers.Dense(1)]
+    with pytest.warns(UserWarning, match="not yet been built"):  # Keras's own
+        keras.Sequential(layers).save(tmp_path / "model.keras")
+    model = keras.models.load_model(tmp_path / "model.keras")
+    model.compile(fastreg.LazyRegularization("sgd"), "mse")
+    fit(model, lazy.data())
+    assert isinstance(model.layers[0].embeddings, LazyTable)
 
 
 class CrashError(Exception):
