@@ -1,0 +1,146 @@
+"""What is drawn: a case, from its seed alone."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, replace
+
+from fastreg._bridges.settings import NAMES as BRIDGES
+
+KERAS_POLICIES = ("float32", "float32", "float64", "float16", "bfloat16", "mixed_float16", "mixed_bfloat16")
+LAZY_POLICIES = ("float32", "float32", "float64", "mixed_float16", "mixed_bfloat16")
+
+MODELS = ("features", "shared", "nested", "subclassed", "deferred", "series", "images", "tokens", "two tables")
+LAZY_MODELS = ("tokens", "two tables")
+
+OPTIMIZERS = ("sgd", "momentum", "adam", "adamw", "adagrad", "rmsprop", "nadam", "adamax", "scaled")
+LAZY_OPTIMIZERS = ("sgd", "adagrad", "rowwise", "adam", "scaled")
+
+CLIPPING: tuple[tuple[str, float], ...] = (("clipnorm", 0.25), ("clipvalue", 0.0625), ("global_clipnorm", 0.5))
+
+LOOPS: tuple[str, ...] = ("loop", "two batches")
+TRAINING_MODES: tuple[str, ...] = ("fit", "train_on_batch", *LOOPS)
+CHANGES: tuple[str, ...] = ("predict", "reload", "weights", "recompile", "freeze", "strengthen", "rate")
+OTHER_MODES: tuple[str, ...] = ("evaluate", "test_on_batch", *CHANGES)
+
+
+@dataclass(frozen=True)
+class Training:
+    """One model and what is done with it.
+
+    Attributes
+    ----------
+    seed : int
+        Of layers, penalties, weights and data.
+    model : str
+        Of `MODELS`.
+    tables : {"dense", "lazy"}
+        Whether embeddings are `fastreg.Embedding`.
+    penalties : {"layers", "accelerate"}
+        Whether the model is written with fastreg's regularizers or `fastreg.accelerate` puts them there.
+    when : {"made", "compiled", "trained"}
+        What was done to the model before `accelerate`.
+    policy : str
+    optimizer : str
+    options : tuple of (str, float)
+        Of the optimizer.
+    implicit : bool
+        Of `LazyRegularization`.
+    execution : {"graph", "eager", "jit"}
+    steps_per_execution : int
+    modes : tuple of str
+        What is done, in turn.
+    """
+
+    seed: int
+    model: str
+    tables: str
+    penalties: str
+    when: str
+    policy: str
+    optimizer: str
+    options: tuple[tuple[str, float], ...]
+    implicit: bool
+    execution: str
+    steps_per_execution: int
+    modes: tuple[str, ...]
+
+    @property
+    def lazy(self) -> bool:
+        """Whether embeddings are `fastreg.Embedding`."""
+        return self.tables == "lazy"
+
+    @property
+    def is_keras_s(self) -> bool:
+        """Whether Keras's own training is what to compare with; the decoupled rule is, if not."""
+        plain = self.optimizer in ("sgd", "scaled") and not self.options and not self.implicit
+        return not self.lazy or (plain and self.seed % 2 == 0)
+
+    @property
+    def only_l2(self) -> bool:
+        """Whether tables have no L1, as Keras's training of them is another one then."""
+        return self.lazy and self.is_keras_s
+
+
+@dataclass(frozen=True)
+class Case:
+    """Trainings at once, each in a thread of its own if there are several, and what holds for the process."""
+
+    seed: int
+    bridge: str
+    threads: int
+    trainings: tuple[Training, ...]
+
+
+def draw(seed: int) -> Case:
+    """The case of a seed."""
+    chooser = random.Random(seed)
+    at_once = chooser.choice((1, 1, 1, 1, 1, 3))
+    return Case(
+        seed=seed,
+        bridge=chooser.choice(BRIDGES),
+        threads=chooser.choice((1, 2)),
+        trainings=tuple(_training(chooser) for _ in range(at_once)),
+    )
+
+
+def _training(chooser: random.Random) -> Training:
+    lazy = chooser.random() < 0.35
+    policy = chooser.choice(LAZY_POLICIES if lazy else KERAS_POLICIES)
+    optimizer = chooser.choice(LAZY_OPTIMIZERS if lazy else OPTIMIZERS)
+    execution = chooser.choice(("graph", "graph", "eager") if lazy else ("graph", "graph", "eager", "jit"))
+    training = Training(
+        seed=chooser.randrange(10**6),
+        model=chooser.choice(LAZY_MODELS if lazy else MODELS),
+        tables="lazy" if lazy else "dense",
+        penalties=chooser.choice(("layers", "accelerate")),
+        when=chooser.choice(("made", "compiled", "trained")),
+        policy=policy,
+        optimizer=optimizer,
+        options=_options(chooser, lazy),
+        implicit=lazy and chooser.random() < 0.2,
+        execution=execution,
+        steps_per_execution=chooser.choice((1, 1, 2)) if execution == "graph" else 1,
+        modes=_modes(chooser, policy),
+    )
+    if training.when == "trained" and not training.is_keras_s:
+        return replace(training, when="compiled")  # what is trained before tables are lazy is trained by Keras's rule
+    return training
+
+
+def _options(chooser: random.Random, lazy: bool) -> tuple[tuple[str, float], ...]:
+    options = [chooser.choice(CLIPPING)] if chooser.random() < 0.3 else []
+    if not lazy and chooser.random() < 0.2:
+        options.append(chooser.choice((("gradient_accumulation_steps", 2), ("use_ema", True), ("weight_decay", 0.125))))
+    return tuple(options)
+
+
+def _modes(chooser: random.Random, policy: str) -> tuple[str, ...]:
+    if policy in ("float16", "bfloat16"):  # Keras's own steps cannot add a penalty in half precision to their loss
+        training, others = LOOPS, CHANGES
+    else:
+        training, others = TRAINING_MODES, OTHER_MODES
+    modes = [chooser.choice(training)]
+    for _ in range(chooser.randrange(1, 3)):
+        modes += [chooser.choice(others), chooser.choice(training)]
+    return tuple(modes)
