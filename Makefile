@@ -1,10 +1,11 @@
 # Each target sets up what it needs: `make test` or `make demo` on a fresh machine is enough.
 PYTHON ?= python3
 VENV ?= .venv
+MINUTES ?= 30
 BIN := $(VENV)/bin
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
-.PHONY: demo test test-gpu bench bench-gpu lint format clean
+.PHONY: demo test test-gpu bench bench-gpu soak lint format clean
 
 demo: $(VENV)/.installed
 	$(BIN)/fastreg compare
@@ -16,6 +17,10 @@ test: $(VENV)/.installed
 
 bench: $(VENV)/.installed
 	$(BIN)/fastreg bench --plot
+
+# Random trainings, other ones each time; `make soak MINUTES=15 SEED=1` runs these again.
+soak: $(VENV)/.installed
+	$(BIN)/python -m fastreg_benchmarks.soak --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))
 
 # On a machine with an NVIDIA GPU and its driver; the package index has everything else.
 test-gpu: $(VENV)/.installed-gpu

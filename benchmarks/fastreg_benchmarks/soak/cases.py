@@ -7,8 +7,13 @@ from dataclasses import dataclass, replace
 
 from fastreg._bridges.settings import NAMES as BRIDGES
 
-KERAS_POLICIES = ("float32", "float32", "float64", "float16", "bfloat16", "mixed_float16", "mixed_bfloat16")
-LAZY_POLICIES = ("float32", "float32", "float64", "mixed_float16", "mixed_bfloat16")
+POLICIES = {
+    "float32": ("float32", "float32", "mixed_float16", "mixed_bfloat16"),
+    "float64": ("float64",),
+    "float16": ("float16",),
+    "bfloat16": ("bfloat16",),
+}
+"""Policies that Keras can train with, by its floatx, which is that of losses."""
 
 MODELS = ("features", "shared", "nested", "subclassed", "deferred", "series", "images", "tokens", "two tables")
 LAZY_MODELS = ("tokens", "two tables")
@@ -18,10 +23,18 @@ LAZY_OPTIMIZERS = ("sgd", "adagrad", "rowwise", "adam", "scaled")
 
 CLIPPING: tuple[tuple[str, float], ...] = (("clipnorm", 0.25), ("clipvalue", 0.0625), ("global_clipnorm", 0.5))
 
-LOOPS: tuple[str, ...] = ("loop", "two batches")
-TRAINING_MODES: tuple[str, ...] = ("fit", "train_on_batch", *LOOPS)
-CHANGES: tuple[str, ...] = ("predict", "reload", "weights", "recompile", "freeze", "strengthen", "rate")
-OTHER_MODES: tuple[str, ...] = ("evaluate", "test_on_batch", *CHANGES)
+TRAINING_MODES = ("fit", "train_on_batch", "loop", "two batches")
+OTHER_MODES = (
+    "evaluate",
+    "test_on_batch",
+    "predict",
+    "reload",
+    "weights",
+    "recompile",
+    "freeze",
+    "strengthen",
+    "rate",
+)
 
 
 @dataclass(frozen=True)
@@ -87,6 +100,7 @@ class Case:
     """Trainings at once, each in a thread of its own if there are several, and what holds for the process."""
 
     seed: int
+    floatx: str
     bridge: str
     threads: int
     trainings: tuple[Training, ...]
@@ -96,17 +110,18 @@ def draw(seed: int) -> Case:
     """The case of a seed."""
     chooser = random.Random(seed)
     at_once = chooser.choice((1, 1, 1, 1, 1, 3))
+    floatx = chooser.choice(("float32", "float32", "float32", "float32", *POLICIES))
     return Case(
         seed=seed,
+        floatx=floatx,
         bridge=chooser.choice(BRIDGES),
         threads=chooser.choice((1, 2)),
-        trainings=tuple(_training(chooser) for _ in range(at_once)),
+        trainings=tuple(_training(chooser, floatx) for _ in range(at_once)),
     )
 
 
-def _training(chooser: random.Random) -> Training:
-    lazy = chooser.random() < 0.35
-    policy = chooser.choice(LAZY_POLICIES if lazy else KERAS_POLICIES)
+def _training(chooser: random.Random, floatx: str) -> Training:
+    lazy = chooser.random() < 0.35 and floatx in ("float32", "float64")
     optimizer = chooser.choice(LAZY_OPTIMIZERS if lazy else OPTIMIZERS)
     execution = chooser.choice(("graph", "graph", "eager") if lazy else ("graph", "graph", "eager", "jit"))
     training = Training(
@@ -115,13 +130,13 @@ def _training(chooser: random.Random) -> Training:
         tables="lazy" if lazy else "dense",
         penalties=chooser.choice(("layers", "accelerate")),
         when=chooser.choice(("made", "compiled", "trained")),
-        policy=policy,
+        policy=chooser.choice(POLICIES[floatx]),
         optimizer=optimizer,
         options=_options(chooser, lazy),
         implicit=lazy and chooser.random() < 0.2,
         execution=execution,
         steps_per_execution=chooser.choice((1, 1, 2)) if execution == "graph" else 1,
-        modes=_modes(chooser, policy),
+        modes=_modes(chooser),
     )
     if training.when == "trained" and not training.is_keras_s:
         return replace(training, when="compiled")  # what is trained before tables are lazy is trained by Keras's rule
@@ -135,12 +150,8 @@ def _options(chooser: random.Random, lazy: bool) -> tuple[tuple[str, float], ...
     return tuple(options)
 
 
-def _modes(chooser: random.Random, policy: str) -> tuple[str, ...]:
-    if policy in ("float16", "bfloat16"):  # Keras's own steps cannot add a penalty in half precision to their loss
-        training, others = LOOPS, CHANGES
-    else:
-        training, others = TRAINING_MODES, OTHER_MODES
-    modes = [chooser.choice(training)]
+def _modes(chooser: random.Random) -> tuple[str, ...]:
+    modes = [chooser.choice(TRAINING_MODES)]
     for _ in range(chooser.randrange(1, 3)):
-        modes += [chooser.choice(others), chooser.choice(training)]
+        modes += [chooser.choice(OTHER_MODES), chooser.choice(TRAINING_MODES)]
     return tuple(modes)

@@ -91,7 +91,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def soak(seeds: Sequence[int], seconds: float, console: Console) -> Totals:
     """Run the cases of these seeds, until the time is over, and print what came of them."""
     start, totals, resident = time.monotonic(), Totals(), None
-    bridge, threads, calls = fastreg.get_bridge(), fastreg_kernels.get_num_threads(), fastreg.info()["kernel_calls"]
+    calls, floatx = fastreg.info()["kernel_calls"], keras.config.floatx()
+    bridge, threads = fastreg.get_bridge(), fastreg_kernels.get_num_threads()
     try:
         for number, seed in enumerate(seeds):
             if time.monotonic() - start > seconds:
@@ -105,6 +106,7 @@ def soak(seeds: Sequence[int], seconds: float, console: Console) -> Totals:
             keras.utils.clear_session()
             gc.collect()
     finally:
+        keras.config.set_floatx(floatx)
         fastreg.set_bridge(bridge)
         fastreg.set_num_threads(threads)
     _print_totals(totals, console)
@@ -122,6 +124,7 @@ def soak(seeds: Sequence[int], seconds: float, console: Console) -> Totals:
 
 def run_case(case: Case) -> list[Verdict]:
     """Run the trainings of a case: Keras's one after the other, fastreg's at once."""
+    keras.config.set_floatx(case.floatx)
     fastreg.set_bridge(case.bridge)
     fastreg.set_num_threads(min(case.threads, os.cpu_count() or 1))
     expected = [_attempt(training, False) for training in case.trainings]
@@ -140,7 +143,7 @@ def _attempt(training: Training, ours: bool) -> Notes | Exception:
 def _judge(training: Training, ours: Notes | Exception, theirs: Notes | Exception) -> Verdict:
     if isinstance(theirs, Exception):
         if type(ours) is type(theirs):
-            return Verdict(REFUSED, [f"by both: {_first_line(theirs)}"])
+            return Verdict(REFUSED, [f"by both: {_first_line(theirs)}", *_traceback(theirs)])
         found = _first_line(ours) if isinstance(ours, Exception) else "nothing with fastreg"
         return Verdict(FAILED, [f"{_first_line(theirs)} in the reference, {found}", *_traceback(theirs)])
     if isinstance(ours, Exception):
@@ -175,7 +178,8 @@ def _traceback(error: Exception) -> list[str]:
 
 
 def _print(case: Case, verdicts: Sequence[Verdict], console: Console, loud: bool) -> None:
-    head = f"{case.seed}: {case.bridge}, {case.threads} threads"
+    resident = memory.status("VmRSS") / 2**20
+    head = f"{case.seed}: {resident:,.0f} MiB; {case.bridge}, {case.threads} threads"
     for training, verdict in zip(case.trainings, verdicts, strict=True):
         is_wrong = verdict.outcome in (DIFFERS, FAILED)
         style = "bold red" if is_wrong else "yellow" if verdict.outcome != AGREES else None

@@ -85,6 +85,9 @@ class _Session:
             self._note(f"weight {index}", weight)
 
     def _note(self, what: str, value: Any) -> None:
+        # NumPy makes no array of what TensorFlow has as a scalar of bfloat16.
+        value = [float(each) for each in value] if isinstance(value, list) else value
+        value = value.numpy() if tf.is_tensor(value) else value
         self.notes.append((f"{self.where}: {what}", np.asarray(value)))
 
     def _batch(self) -> tuple[Any, Any]:
