@@ -20,7 +20,7 @@ LOOP = Training(
     implicit=False,
     execution="eager",
     steps_per_execution=1,
-    modes=("loop", "strengthen", "train_on_batch"),
+    modes=("loop", "strengthen", "loop"),
 )
 LAZY = replace(LOOP, model="two tables", tables="lazy", optimizer="rowwise")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import gc
 import os
 import random
@@ -10,7 +11,7 @@ import time
 import traceback
 import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -29,7 +30,7 @@ from fastreg_benchmarks.soak.cases import Case, Training, draw
 from fastreg_benchmarks.soak.training import Notes, run
 
 WARM_CASES = 10
-"""After which memory is read for the first time: libraries, threads and compiled kernels are there by then."""
+"""After which memory counts: libraries, threads and compiled kernels are there by then."""
 
 NUDGES = (1, 2, 3, 4)
 """Seeds of changes of the start by a rounding, after which Keras's own training shows how much rounding can do."""
@@ -52,6 +53,7 @@ class Totals:
     trainings: int = 0
     counts: dict[str, Counter[str]] = field(default_factory=dict)
     wrong: list[int] = field(default_factory=list)
+    growth: Counter[str] = field(default_factory=Counter)
 
     def add(self, case: Case, verdicts: Sequence[Verdict]) -> None:
         """One case."""
@@ -99,12 +101,11 @@ def soak(seeds: Sequence[int], seconds: float, console: Console) -> Totals:
                 break
             if number == WARM_CASES:
                 resident = memory.status("VmRSS"), memory.peak()
+                totals.growth.clear()
             case = draw(seed)
-            verdicts = run_case(case)
+            verdicts = run_case(case, totals.growth)
             totals.add(case, verdicts)
             _print(case, verdicts, console, loud=len(seeds) == 1)
-            keras.utils.clear_session()
-            gc.collect()
     finally:
         keras.config.set_floatx(floatx)
         fastreg.set_bridge(bridge)
@@ -117,20 +118,34 @@ def soak(seeds: Sequence[int], seconds: float, console: Console) -> Totals:
         console.print(
             f"memory: resident {mib[0]} (peak {mib[1]}) after {WARM_CASES} cases, {mib[2]} (peak {mib[3]}) at the end"
         )
+        # Keras keeps the graphs of every model that it trained: only what fastreg's side grows by more is a leak.
+        grown = ", ".join(f"{side} {size / 2**20:+,.0f} MiB" for side, size in totals.growth.items())
+        console.print(f"of that in trainings with: {grown}")
     for seed in totals.wrong:
         console.print(f"python -m fastreg_benchmarks.soak --case {seed}", style="bold red")
     return totals
 
 
-def run_case(case: Case) -> list[Verdict]:
-    """Run the trainings of a case: Keras's one after the other, fastreg's at once."""
+def run_case(case: Case, growth: Counter[str]) -> list[Verdict]:
+    """Run the trainings of a case: the references one after the other, fastreg's at once. Memory adds to `growth`."""
     keras.config.set_floatx(case.floatx)
     fastreg.set_bridge(case.bridge)
     fastreg.set_num_threads(min(case.threads, os.cpu_count() or 1))
-    expected = [_attempt(training, False) for training in case.trainings]
-    with ThreadPoolExecutor(len(case.trainings)) as executor:
+    with _growing(growth, "references"):
+        expected = [_attempt(training, False) for training in case.trainings]
+    with _growing(growth, "fastreg"), ThreadPoolExecutor(len(case.trainings)) as executor:
         actual = list(executor.map(lambda training: _attempt(training, True), case.trainings))
-    return [_judge(*each) for each in zip(case.trainings, actual, expected, strict=True)]
+    with _growing(growth, "references"):
+        return [_judge(*each) for each in zip(case.trainings, actual, expected, strict=True)]
+
+
+@contextlib.contextmanager
+def _growing(growth: Counter[str], side: str) -> Iterator[None]:
+    before = memory.status("VmRSS")
+    yield
+    keras.utils.clear_session()
+    gc.collect()
+    growth[side] += memory.status("VmRSS") - before
 
 
 def _attempt(training: Training, ours: bool) -> Notes | Exception:

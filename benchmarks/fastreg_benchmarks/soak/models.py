@@ -74,6 +74,8 @@ class Side:
             options.update(initial_accumulator_value=0.125, epsilon=EPSILON)
         elif name not in ("sgd", "scaled"):
             options["epsilon"] = EPSILON
+        if name == "adam":
+            options.update(beta_1=0.875, beta_2=0.984375)  # exact in float32, to which Keras rounds them
         module = keras.optimizers
         classes = {
             "sgd": module.SGD,
