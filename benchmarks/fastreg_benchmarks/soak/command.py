@@ -35,6 +35,9 @@ WARM_CASES = 10
 NUDGES = (1, 2, 3, 4)
 """Seeds of changes of the start by a rounding, after which Keras's own training shows how much rounding can do."""
 
+SHOWN = 8
+"""Differences of a training that are printed, the first ones."""
+
 AGREES, ROUNDING, REFUSED, DIFFERS, FAILED = "agrees", "rounding", "refused", "DIFFERS", "FAILED"
 
 
@@ -76,7 +79,7 @@ class Totals:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run; 1 if a training differed or failed."""
+    """Run, on Linux, which tells about memory; 1 if a training differed or failed."""
     options = _parser().parse_args(arguments)
     warnings.simplefilter("ignore")
     tf.get_logger().setLevel("ERROR")  # new models are new traces
@@ -167,7 +170,9 @@ def _judge(training: Training, ours: Notes | Exception, theirs: Notes | Exceptio
     wrong = [each for each in compared if not each.size <= each.tolerance]
     if not wrong:
         return Verdict(AGREES)
-    details = [f"{each.label}: {each.size:.1e}, tolerated {each.tolerance:.1e}" for each in wrong]
+    details = [f"{each.label}: {each.size:.1e}, tolerated {each.tolerance:.1e}" for each in wrong[:SHOWN]]
+    if len(wrong) > SHOWN:
+        details.append(f"and {len(wrong) - SHOWN} more")
     return Verdict(ROUNDING if _is_rounding(training, wrong, theirs) else DIFFERS, details)
 
 
