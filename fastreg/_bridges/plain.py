@@ -12,7 +12,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from fastreg._bridges import saving
+from fastreg._bridges import saving, support, xla
 from fastreg._bridges.custom_gradient import differentiable
 from fastreg._bridges.factors import Factors
 
@@ -21,6 +21,8 @@ def penalty(x: tf.Tensor, factors: Factors) -> tf.Tensor:
     """The penalty, differentiable to any order: with respect to x and to factors that are tensors."""
     if saving.is_saving():  # a file need not keep gradients that are written out
         return value(x, factors)
+    if _in_xla():
+        x = xla.read_once(x)
 
     @differentiable
     def penalty(x: tf.Tensor, *tensors: tf.Tensor) -> Any:
@@ -51,6 +53,8 @@ def _gradient(x: tf.Tensor, upstream: tf.Tensor, factors: Factors) -> tf.Tensor:
 
 def value(x: tf.Tensor, factors: Factors) -> tf.Tensor:
     """`l1 * sum(|x|) + l2 * sum(x²)`."""
+    if _in_xla():
+        return xla.value(x, factors)
     terms = []
     if factors.has(0):
         terms.append(factors.scalar(0, x.dtype) * tf.reduce_sum(tf.abs(x)))
@@ -93,3 +97,7 @@ def of_factors_of_gradient(
     sums = (partial(tf.sign, x), partial(tf.multiply, x, 2.0))
     wanted = [of() for factor, of in zip(factors, sums, strict=True) if not isinstance(factor, float)]
     return [tf.cast(upstream * tf.reduce_sum(v * w), t.dtype) for w, t in zip(wanted, tensors, strict=True)]
+
+
+def _in_xla() -> bool:
+    return not tf.executing_eagerly() and support.in_xla()
