@@ -85,11 +85,9 @@ def release(slot):
 def _clear():
     _lock(_address())
     table = carray(_address(), _WORDS, np.int64)
+    _drop_free(table)
     for slot in range(table[_USED]):
-        state = table[_FIRST + 4 * slot + _STATE]
-        if state == _FREE:
-            _drop(table, slot)
-        elif state == _HELD:
+        if table[_FIRST + 4 * slot + _STATE] == _HELD:
             table[_FIRST + 4 * slot + _STATE] = _LEAVING
             table[_BYTES] -= table[_FIRST + 4 * slot + _SIZE]
     _unlock(_address())
@@ -114,6 +112,9 @@ def _take(table, size):
             return NONE
         start = _malloc(size)
         if start == 0:
+            _drop_free(table)
+            start = _malloc(size)
+        if start == 0:
             return NONE
         pages.advise(start, size)
         best = empty
@@ -123,6 +124,13 @@ def _take(table, size):
     table[_FIRST + 4 * best + _STATE] = _HELD
     table[_FIRST + 4 * best + _LAST_USED] = table[_REQUESTS]
     return best
+
+
+@inner
+def _drop_free(table):
+    for slot in range(table[_USED]):
+        if table[_FIRST + 4 * slot + _STATE] == _FREE:
+            _drop(table, slot)
 
 
 @inner

@@ -16,10 +16,11 @@ import llvmlite.binding as llvm
 import tensorflow as tf
 from llvmlite import ir
 from numba import types
+from numba.core import cgutils
 from numba.extending import intrinsic
 
-INVALID_ARGUMENT = 3
-"""A status code."""
+INVALID_ARGUMENT, RESOURCE_EXHAUSTED = 3, 8
+"""Status codes."""
 
 
 class UnavailableError(RuntimeError):
@@ -98,6 +99,18 @@ def memory(typingctx, array):
         return builder.bitcast(data, ir.IntType(8).as_pointer())
 
     return types.voidptr(array), codegen
+
+
+@intrinsic
+def word(typingctx):
+    """A pointer to a word on the stack of the function that asks, which is zero: memory that cannot be missing."""
+
+    def codegen(context, builder, signature, args):
+        cell = cgutils.alloca_once(builder, ir.IntType(64))
+        builder.store(ir.IntType(64)(0), cell)
+        return builder.bitcast(cell, ir.IntType(8).as_pointer())
+
+    return types.voidptr(), codegen
 
 
 def text(message: str) -> Any:

@@ -28,6 +28,7 @@ from fastreg._bridges.native.tensors import (
     first,
     handle_of_input,
     kind,
+    no_memory,
     output,
     put_first,
     scalar_output,
@@ -165,15 +166,18 @@ def value(dtype: tf.DType) -> Any:
         status = capi.NewStatus()
         x_handle, factors_handle = handle_of_input(context, 0, status), handle_of_input(context, 1, status)
         value_handle = np.uintp(0)
-        if expect(factors_handle, 2, status):
-            value_handle = scalar_output(context, 0, number, size, status)
-        if value_handle != 0:
-            x = carray(capi.TensorData(x_handle), capi.TensorElementCount(x_handle), stored)
-            factors = carray(capi.TensorData(factors_handle), 2, np.float64)
-            sums = penalty.sums_of(x)
-            put_first(carray(capi.TensorData(value_handle), 1, stored), weighted(sums, factors[0], factors[1]))
-            capi.DeleteTensor(value_handle)
-            counters.count_kernel_call()
+        try:
+            if expect(factors_handle, 2, status):
+                value_handle = scalar_output(context, 0, number, size, status)
+            if value_handle != 0:
+                x = carray(capi.TensorData(x_handle), capi.TensorElementCount(x_handle), stored)
+                factors = carray(capi.TensorData(factors_handle), 2, np.float64)
+                sums = penalty.sums_of(x)
+                put_first(carray(capi.TensorData(value_handle), 1, stored), weighted(sums, factors[0], factors[1]))
+                counters.count_kernel_call()
+        except Exception:
+            no_memory(status)
+        discard(value_handle)
         capi.DeleteTensor(x_handle)
         capi.DeleteTensor(factors_handle)
         finish(context, status)
@@ -199,31 +203,34 @@ def value_and_gradient(dtype: tf.DType, terms: int) -> Any:
         upstream = guess[1]
         # A call that succeeds clears the status, so nothing may be called after one that failed.
         value_handle = assumed_handle = ahead_handle = np.uintp(0)
-        if expect(factors_handle, 2, status):
-            value_handle = scalar_output(context, 0, number, size, status)
-        if value_handle != 0:
-            two = np.full(2, 2, np.int64)
-            assumed_handle = capi.AllocateOutput(context, 2, FLOAT64, capi.memory(two), 1, 16, status)
-        if assumed_handle != 0:
-            if upstream == guess[0]:
-                ahead_handle = output(context, 1, number, shape_of(x_handle), count * size, status)
-            else:
-                capi.SetOutput(context, 1, x_handle, status)
-        if not failed(status):
-            x = carray(capi.TensorData(x_handle), count, stored)
-            pages.gather(_place_of(kernel), x.ctypes.data, x.nbytes)
-            factors = carray(capi.TensorData(factors_handle), 2, np.float64)
-            assumed = carray(capi.TensorData(assumed_handle), 2, np.float64)
-            if ahead_handle != 0:
-                out, scale = carray(capi.TensorData(ahead_handle), count, stored), _scale(upstream)
-                a, b = arithmetic(scale * factors[0]), arithmetic(scale * 2.0 * factors[1])
-                sums = _both_of(terms, x, out, factors, a, b)
-                assumed[0], assumed[1] = 1.0, upstream
-            else:
-                sums = penalty.sums_of(x)
-                assumed[0], assumed[1] = 0.0, 0.0
-            put_first(carray(capi.TensorData(value_handle), 1, stored), weighted(sums, factors[0], factors[1]))
-            counters.count_kernel_call()
+        try:
+            if expect(factors_handle, 2, status):
+                value_handle = scalar_output(context, 0, number, size, status)
+            if value_handle != 0:
+                two = np.full(2, 2, np.int64)
+                assumed_handle = capi.AllocateOutput(context, 2, FLOAT64, capi.memory(two), 1, 16, status)
+            if assumed_handle != 0:
+                if upstream == guess[0]:
+                    ahead_handle = output(context, 1, number, shape_of(x_handle), count * size, status)
+                else:
+                    capi.SetOutput(context, 1, x_handle, status)
+            if not failed(status):
+                x = carray(capi.TensorData(x_handle), count, stored)
+                pages.gather(_place_of(kernel), x.ctypes.data, x.nbytes)
+                factors = carray(capi.TensorData(factors_handle), 2, np.float64)
+                assumed = carray(capi.TensorData(assumed_handle), 2, np.float64)
+                if ahead_handle != 0:
+                    out, scale = carray(capi.TensorData(ahead_handle), count, stored), _scale(upstream)
+                    a, b = arithmetic(scale * factors[0]), arithmetic(scale * 2.0 * factors[1])
+                    sums = _both_of(terms, x, out, factors, a, b)
+                    assumed[0], assumed[1] = 1.0, upstream
+                else:
+                    sums = penalty.sums_of(x)
+                    assumed[0], assumed[1] = 0.0, 0.0
+                put_first(carray(capi.TensorData(value_handle), 1, stored), weighted(sums, factors[0], factors[1]))
+                counters.count_kernel_call()
+        except Exception:
+            no_memory(status)
         discard(value_handle)
         discard(assumed_handle)
         discard(ahead_handle)
@@ -246,30 +253,34 @@ def gradient(dtype: tf.DType, terms: int) -> Any:
         x_handle, factors_handle = handle_of_input(context, 0, status), handle_of_input(context, 1, status)
         upstream_handle, assumed_handle = handle_of_input(context, 2, status), handle_of_input(context, 4, status)
         count = capi.TensorElementCount(x_handle)
-        is_usable = expect(factors_handle, 2, status) and expect(upstream_handle, 1, status)
-        is_usable = is_usable and expect(assumed_handle, 2, status)
-        upstream, is_ahead = 0.0, False
-        if is_usable:
-            upstream = first(carray(capi.TensorData(upstream_handle), 1, stored))
-            assumed = carray(capi.TensorData(assumed_handle), 2, np.float64)
-            is_ahead = assumed[0] != 0.0 and assumed[1] == upstream
-        if is_ahead:
-            ahead_handle = handle_of_input(context, 3, status)
-            if expect(ahead_handle, count, status):
-                capi.SetOutput(context, 0, ahead_handle, status)
-            capi.DeleteTensor(ahead_handle)
-        elif is_usable:
-            guess = _guess_of(kernel)
-            guess[0], guess[1] = guess[1], upstream
-            gradient_handle = output(context, 0, number, shape_of(x_handle), count * size, status)
-            if gradient_handle != 0:
-                x = carray(capi.TensorData(x_handle), count, stored)
-                factors = carray(capi.TensorData(factors_handle), 2, np.float64)
-                out, scale = carray(capi.TensorData(gradient_handle), count, stored), _scale(upstream)
-                a, b = arithmetic(scale * factors[0]), arithmetic(scale * 2.0 * factors[1])
-                _gradient_of(terms, x, out, factors, a, b)
-                capi.DeleteTensor(gradient_handle)
-                counters.count_kernel_call()
+        ahead_handle = gradient_handle = np.uintp(0)
+        try:
+            is_usable = expect(factors_handle, 2, status) and expect(upstream_handle, 1, status)
+            is_usable = is_usable and expect(assumed_handle, 2, status)
+            upstream, is_ahead = 0.0, False
+            if is_usable:
+                upstream = first(carray(capi.TensorData(upstream_handle), 1, stored))
+                assumed = carray(capi.TensorData(assumed_handle), 2, np.float64)
+                is_ahead = assumed[0] != 0.0 and assumed[1] == upstream
+            if is_ahead:
+                ahead_handle = handle_of_input(context, 3, status)
+                if expect(ahead_handle, count, status):
+                    capi.SetOutput(context, 0, ahead_handle, status)
+            elif is_usable:
+                guess = _guess_of(kernel)
+                guess[0], guess[1] = guess[1], upstream
+                gradient_handle = output(context, 0, number, shape_of(x_handle), count * size, status)
+                if gradient_handle != 0:
+                    x = carray(capi.TensorData(x_handle), count, stored)
+                    factors = carray(capi.TensorData(factors_handle), 2, np.float64)
+                    out, scale = carray(capi.TensorData(gradient_handle), count, stored), _scale(upstream)
+                    a, b = arithmetic(scale * factors[0]), arithmetic(scale * 2.0 * factors[1])
+                    _gradient_of(terms, x, out, factors, a, b)
+                    counters.count_kernel_call()
+        except Exception:
+            no_memory(status)
+        discard(ahead_handle)
+        discard(gradient_handle)
         capi.DeleteTensor(x_handle)
         capi.DeleteTensor(factors_handle)
         capi.DeleteTensor(upstream_handle)

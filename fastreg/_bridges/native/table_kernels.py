@@ -22,10 +22,11 @@ from fastreg._bridges.native import capi, messages
 from fastreg._bridges.native.compiler import callback
 from fastreg._bridges.native.penalty_kernels import COMPUTE, weighted
 from fastreg._bridges.native.tensors import (
-    failed,
+    discard,
     finish,
     handle_of_input,
     kind,
+    no_memory,
     output,
     put_first,
     scalar_output,
@@ -169,20 +170,24 @@ def lookup(dtype: tf.DType, ids_dtype: tf.DType) -> Any:
         table_handle, stamps_handle, height, width, data, stamps = _open(context, status)
         ids_handle = handle_of_input(context, 4, status)
         count = capi.Dim(ids_handle, 0)
-        x = carray(data, height * width, stored)
-        ids = carray(capi.TensorData(ids_handle), count, ids_kind)
-        if _are_in_range(ids, height, kernel, status):
-            shape = np.ones(3, np.int64)
-            shape[0], shape[1] = count, width
-            rows_handle = output(context, 0, number, shape, count * width * size, status)
-            if not failed(status):
+        rows_handle = np.uintp(0)
+        try:
+            x = carray(data, height * width, stored)
+            ids = carray(capi.TensorData(ids_handle), count, ids_kind)
+            if _are_in_range(ids, height, kernel, status):
+                shape = np.ones(3, np.int64)
+                shape[0], shape[1] = count, width
+                rows_handle = output(context, 0, number, shape, count * width * size, status)
+            if rows_handle != 0:
                 out = carray(capi.TensorData(rows_handle), count * width, stored)
                 of, state = np.empty(0, arithmetic), _state_of(stamps)
                 _lock(_mutex(data))
                 rows.look_up(x, stamps, ids, state[PRODUCT], state[TOTAL], out, of, width)
                 _unlock(_mutex(data))
-                capi.DeleteTensor(rows_handle)
                 counters.count_kernel_call()
+        except Exception:
+            no_memory(status)
+        discard(rows_handle)
         capi.DeleteTensor(table_handle)
         capi.DeleteTensor(stamps_handle)
         capi.DeleteTensor(ids_handle)
@@ -228,34 +233,41 @@ def update(dtype: tf.DType, ids_dtype: tf.DType, rule: int) -> Any:
         if settings[settings.size - 1] != 0.0:
             shrink = 1.0 / (1.0 + 2.0 * rate * factors[1])
             threshold *= shrink
-        if not shrink > 0.0:
-            message = messages.message()
-            messages.add_text(message, _TOO_LARGE)
-            messages.add_float(message, rate)
-            messages.add_text(message, _L2)
-            messages.add_float(message, factors[1])
-            messages.add_text(message, _OF_TABLE)
-            messages.add_name(message, kernel)
-            messages.add_text(message, _IMPLICIT)
-            messages.fail(status, message)
-        elif _are_in_range(ids, height, kernel, status):
-            where, positions = updates.distinct(ids)
-            sums = updates.summed(gradient, positions, where.size, scale, width)
-            _lock(_mutex(data))
-            state = _state_of(stamps)
-            is_measured = state[AGE] < OLD
-            changes = np.empty((rows.groups(where.size) if is_measured else 0, rows.CHANGES))
-            product = state[PRODUCT] * shrink
-            total = state[TOTAL] + threshold / product
-            of_rule = ((first, second), rate, settings, step)
-            updates.apply(rule, x, stamps, where, sums, product, total, of_rule, state[MEASURED], changes, width)
-            state[PRODUCT], state[TOTAL] = product, total
-            if is_measured:
-                _track(state, shrink, threshold, changes)
-            if product < SMALLEST_PRODUCT or product * total > LARGEST_THRESHOLD:
-                _flush(x, stamps, np.empty(0, arithmetic), width)
-            _unlock(_mutex(data))
-            counters.count_kernel_call()
+        try:
+            if not shrink > 0.0:
+                message = messages.message()
+                messages.add_text(message, _TOO_LARGE)
+                messages.add_float(message, rate)
+                messages.add_text(message, _L2)
+                messages.add_float(message, factors[1])
+                messages.add_text(message, _OF_TABLE)
+                messages.add_name(message, kernel)
+                messages.add_text(message, _IMPLICIT)
+                messages.fail(status, message)
+            elif _are_in_range(ids, height, kernel, status):
+                # All memory before anything is written, so that without it nothing is done.
+                unique, positions = np.empty(count, ids_kind), np.empty(count, np.int32)
+                where = updates.distinct(ids, np.full(updates.slots(count), -1, np.int32), unique, positions)
+                sums = updates.summed(gradient, positions, where.size, scale, width)
+                changes, of = np.empty((rows.groups(where.size), rows.CHANGES)), np.empty(0, arithmetic)
+                _lock(_mutex(data))
+                state = _state_of(stamps)
+                is_measured = state[AGE] < OLD
+                if not is_measured:
+                    changes = changes[:0]
+                product = state[PRODUCT] * shrink
+                total = state[TOTAL] + threshold / product
+                of_rule = ((first, second), rate, settings, step)
+                updates.apply(rule, x, stamps, where, sums, product, total, of_rule, state[MEASURED], changes, width)
+                state[PRODUCT], state[TOTAL] = product, total
+                if is_measured:
+                    _track(state, shrink, threshold, changes)
+                if product < SMALLEST_PRODUCT or product * total > LARGEST_THRESHOLD:
+                    _flush(x, stamps, of, width)
+                _unlock(_mutex(data))
+                counters.count_kernel_call()
+        except Exception:
+            no_memory(status)
         for handle in (
             table_handle,
             stamps_handle,
@@ -282,11 +294,15 @@ def flush(dtype: tf.DType) -> Any:
     def compute(kernel, context):
         status = capi.NewStatus()
         table_handle, stamps_handle, height, width, data, stamps = _open(context, status)
-        _lock(_mutex(data))
-        if not _is_fresh(_state_of(stamps)):
-            _flush(carray(data, height * width, stored), stamps, np.empty(0, arithmetic), width)
-            counters.count_kernel_call()
-        _unlock(_mutex(data))
+        try:
+            of = np.empty(0, arithmetic)
+            _lock(_mutex(data))
+            if not _is_fresh(_state_of(stamps)):
+                _flush(carray(data, height * width, stored), stamps, of, width)
+                counters.count_kernel_call()
+            _unlock(_mutex(data))
+        except Exception:
+            no_memory(status)
         capi.DeleteTensor(table_handle)
         capi.DeleteTensor(stamps_handle)
         finish(context, status)
@@ -303,16 +319,20 @@ def weights(dtype: tf.DType) -> Any:
         status = capi.NewStatus()
         table_handle, stamps_handle, height, width, data, stamps = _open(context, status)
         count = height * width
-        weights_handle = output(context, 0, number, shape_of(table_handle), count * size, status)
-        if not failed(status):
-            out, of = carray(capi.TensorData(weights_handle), count, stored), np.empty(0, arithmetic)
-            _lock(_mutex(data))
-            state = _state_of(stamps)
-            marks = stamps[:height]
-            tables.write(carray(data, count, stored), marks, state[PRODUCT], state[TOTAL], out, of, width)
-            _unlock(_mutex(data))
-            capi.DeleteTensor(weights_handle)
-            counters.count_kernel_call()
+        weights_handle = np.uintp(0)
+        try:
+            weights_handle = output(context, 0, number, shape_of(table_handle), count * size, status)
+            if weights_handle != 0:
+                out, of = carray(capi.TensorData(weights_handle), count, stored), np.empty(0, arithmetic)
+                _lock(_mutex(data))
+                state = _state_of(stamps)
+                marks = stamps[:height]
+                tables.write(carray(data, count, stored), marks, state[PRODUCT], state[TOTAL], out, of, width)
+                _unlock(_mutex(data))
+                counters.count_kernel_call()
+        except Exception:
+            no_memory(status)
+        discard(weights_handle)
         capi.DeleteTensor(table_handle)
         capi.DeleteTensor(stamps_handle)
         finish(context, status)
@@ -335,18 +355,26 @@ def penalty(dtype: tf.DType) -> Any:
         factors_handle, every_handle = handle_of_input(context, 4, status), handle_of_input(context, 5, status)
         factors = carray(capi.TensorData(factors_handle), 2, np.float64)
         every = carray(capi.TensorData(every_handle), 1, np.int64)[0]
-        penalty_handle = scalar_output(context, 0, number, size, status)
-        if not failed(status):
-            _lock(_mutex(data))
-            state = _state_of(stamps)
-            is_old = state[AGE] >= 1.0 if every == 0 else state[AGE] >= every and _are_doubtful(state)
-            if (factors[0] != 0.0 or factors[1] != 0.0) and (is_old or state[AGE] >= OLD):
-                _measure(carray(data, height * width, stored), stamps, np.empty(0, arithmetic), width)
-                counters.count_kernel_call()
-            value = weighted(np.maximum(state[SUM_ABS : SUM_SQUARES + 1], 0.0), factors[0], factors[1])
-            _unlock(_mutex(data))
-            put_first(carray(capi.TensorData(penalty_handle), 1, stored), value)
-            capi.DeleteTensor(penalty_handle)
+        penalty_handle = np.uintp(0)
+        try:
+            penalty_handle = scalar_output(context, 0, number, size, status)
+            if penalty_handle != 0:
+                value = 0.0
+                _lock(_mutex(data))
+                try:
+                    state = _state_of(stamps)
+                    is_old = state[AGE] >= 1.0 if every == 0 else state[AGE] >= every and _are_doubtful(state)
+                    if (factors[0] != 0.0 or factors[1] != 0.0) and (is_old or state[AGE] >= OLD):
+                        _measure(carray(data, height * width, stored), stamps, np.empty(0, arithmetic), width)
+                        counters.count_kernel_call()
+                    value = weighted(np.maximum(state[SUM_ABS : SUM_SQUARES + 1], 0.0), factors[0], factors[1])
+                except Exception:
+                    no_memory(status)
+                _unlock(_mutex(data))
+                put_first(carray(capi.TensorData(penalty_handle), 1, stored), value)
+        except Exception:
+            no_memory(status)
+        discard(penalty_handle)
         capi.DeleteTensor(table_handle)
         capi.DeleteTensor(stamps_handle)
         capi.DeleteTensor(factors_handle)
@@ -364,18 +392,24 @@ def count_zeros(dtype: tf.DType) -> Any:
     def compute(kernel, context):
         status = capi.NewStatus()
         table_handle, stamps_handle, height, width, data, stamps = _open(context, status)
-        count_handle = scalar_output(context, 0, number, 8, status)
-        if not failed(status):
-            of = np.empty(0, arithmetic)
-            _lock(_mutex(data))
-            state = _state_of(stamps)
-            found = tables.measure(
-                carray(data, height * width, stored), stamps[:height], state[PRODUCT], state[TOTAL], of, width
-            )
-            _unlock(_mutex(data))
-            carray(capi.TensorData(count_handle), 1, np.int64)[0] = height * width - np.int64(found[2])
-            capi.DeleteTensor(count_handle)
-            counters.count_kernel_call()
+        count_handle = np.uintp(0)
+        try:
+            count_handle = scalar_output(context, 0, number, 8, status)
+            if count_handle != 0:
+                zeros = 0
+                _lock(_mutex(data))
+                try:
+                    x, of, state = carray(data, height * width, stored), np.empty(0, arithmetic), _state_of(stamps)
+                    found = tables.measure(x, stamps[:height], state[PRODUCT], state[TOTAL], of, width)
+                    zeros = height * width - np.int64(found[2])
+                except Exception:
+                    no_memory(status)
+                _unlock(_mutex(data))
+                carray(capi.TensorData(count_handle), 1, np.int64)[0] = zeros
+                counters.count_kernel_call()
+        except Exception:
+            no_memory(status)
+        discard(count_handle)
         capi.DeleteTensor(table_handle)
         capi.DeleteTensor(stamps_handle)
         finish(context, status)
@@ -394,18 +428,26 @@ def sum_duplicates(dtype: tf.DType, ids_dtype: tf.DType) -> Any:
         values_handle, ids_handle = handle_of_input(context, 0, status), handle_of_input(context, 1, status)
         count, width = capi.Dim(ids_handle, 0), capi.Dim(values_handle, 1)
         values = carray(capi.TensorData(values_handle), count * width, stored)
-        where, positions = updates.distinct(carray(capi.TensorData(ids_handle), count, ids_kind))
-        shape = np.ones(3, np.int64)
-        shape[0], shape[1] = where.size, width
-        sums_handle = output(context, 0, number, shape, where.size * width * size, status)
-        unique_handle = output(context, 1, ids_number, shape[:2], where.size * ids_size, status)
-        if not failed(status):
+        sums_handle = unique_handle = np.uintp(0)
+        try:
+            ids = carray(capi.TensorData(ids_handle), count, ids_kind)
+            unique, positions = np.empty(count, ids_kind), np.empty(count, np.int32)
+            where = updates.distinct(ids, np.full(updates.slots(count), -1, np.int32), unique, positions)
+            shape = np.ones(3, np.int64)
+            shape[0], shape[1] = where.size, width
             sums = updates.summed(values, positions, where.size, 1.0, width)
-            carray(capi.TensorData(sums_handle), sums.size, stored)[:] = sums
-            carray(capi.TensorData(unique_handle), where.size, ids_kind)[:] = where
-            capi.DeleteTensor(sums_handle)
-            capi.DeleteTensor(unique_handle)
-            counters.count_kernel_call()
+            sums_handle = output(context, 0, number, shape, where.size * width * size, status)
+            # A call that succeeds clears the status, so nothing may be called after one that failed.
+            if sums_handle != 0:
+                unique_handle = output(context, 1, ids_number, shape[:2], where.size * ids_size, status)
+            if unique_handle != 0:
+                carray(capi.TensorData(sums_handle), sums.size, stored)[:] = sums
+                carray(capi.TensorData(unique_handle), where.size, ids_kind)[:] = where
+                counters.count_kernel_call()
+        except Exception:
+            no_memory(status)
+        discard(sums_handle)
+        discard(unique_handle)
         capi.DeleteTensor(values_handle)
         capi.DeleteTensor(ids_handle)
         finish(context, status)

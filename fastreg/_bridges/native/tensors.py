@@ -9,7 +9,7 @@ import tensorflow as tf
 from fastreg_kernels import _arrays, _shared
 from fastreg_kernels.cpu.jit import inner
 from fastreg_kernels.cpu.vector import as_if_of, in_order, load, load_first, store, store_first
-from numba import types
+from numba import carray, types
 from numba.extending import overload
 
 from fastreg._bridges import buffers
@@ -38,9 +38,9 @@ def kind(dtype: tf.DType) -> Kind:
 @inner
 def handle_of_input(context, i, status):
     """The i-th input, to be given back with `DeleteTensor`."""
-    box = np.zeros(1, np.uintp)
-    capi.GetInput(context, i, capi.memory(box), status)
-    return box[0]
+    box = capi.word()
+    capi.GetInput(context, i, box, status)
+    return carray(box, 1, np.uintp)[0]
 
 
 @inner
@@ -113,6 +113,19 @@ def discard(tensor):
 def failed(status):
     """Whether a call with this status failed."""
     return capi.GetCode(status) != 0
+
+
+_no_memory = capi.text("there is no memory for what a kernel needs beside its inputs and outputs")
+
+
+@inner
+def no_memory(status):
+    """Have an op fail with `ResourceExhaustedError` when it finishes.
+
+    For the exception of an allocation in compiled code, which must not leave what TensorFlow calls: the op would end
+    as one that succeeded.
+    """
+    capi.SetStatus(status, capi.RESOURCE_EXHAUSTED, _no_memory())
 
 
 @inner

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import pickle
 import stat
 import sys
 import tempfile
@@ -72,6 +73,7 @@ class Compiler:
                 compiled.enable_caching()
             finally:
                 config.CACHE_DIR = previous
+            _seal(compiled._cache._cache_file)
             _tolerate_faults(compiled._cache, self.folder)
         return compiled
 
@@ -89,6 +91,32 @@ def load_numba() -> None:
     """Have Numba load what it otherwise loads in the middle of the first kernel call."""
     cpu_target.typing_context.refresh()
     cpu_target.target_context.refresh()
+
+
+def _seal(file: Any) -> None:
+    """Have what is kept carry a checksum and what it was compiled for, of which Numba looks at neither.
+
+    Machine code of which a byte is another would be executed. And when processes keep code of one function for two
+    dtypes at once, Numba may put the one into the file that its index has for the other.
+    """
+    load, save = file.load, file.save
+
+    def save_sealed(key: Any, data: Any) -> None:
+        code = file._dump(data)
+        save(key, (key, hashlib.sha256(code).digest(), code))
+
+    def load_sealed(key: Any) -> Any:
+        sealed = load(key)
+        if sealed is None:
+            return None
+        kept_for, checksum, code = sealed
+        if kept_for != key:
+            return None
+        if hashlib.sha256(code).digest() != checksum:
+            raise ValueError("a checksum is wrong")
+        return pickle.loads(code)  # noqa: S301 - `_usable` sees to whose folder it is
+
+    file.load, file.save = load_sealed, save_sealed
 
 
 def _tolerate_faults(cache: Any, folder: Path) -> None:

@@ -39,14 +39,22 @@ SGD, ADAGRAD, ROWWISE_ADAGRAD, ADAM = range(4)
 
 
 @inner
-def distinct(ids):
-    """The distinct ids in the order of their first occurrence, and the position of each id among them."""
+def slots(count):
+    """How many slots `distinct` needs for so many ids."""
     size = 16
-    while size < 2 * ids.size:
+    while size < 2 * count:
         size *= 2
-    unique, positions = np.empty(ids.size, ids.dtype), np.empty(ids.size, np.int32)
-    count = rows.unique_ids(ids, np.full(size, -1, np.int32), unique, positions)
-    return unique[:count], positions
+    return size
+
+
+@inner
+def distinct(ids, slots, unique, positions):
+    """The distinct ids in the order of their first occurrence; `positions` becomes the position of each id among them.
+
+    The memory is the caller's: `unique` and `positions`, of the size of the ids, and `slots` of int32, all -1. What an
+    inner function has, when it finds no more, nobody gives back.
+    """
+    return unique[: rows.unique_ids(ids, slots, unique, positions)]
 
 
 @inner

@@ -1,6 +1,7 @@
 """Where compiled kernels are kept: folders that are tried, folders that are refused, and what is found there again."""
 
 import ctypes
+import itertools
 import os
 import tempfile
 from pathlib import Path
@@ -213,8 +214,10 @@ def test_kernels_for_another_processor_are_not_mixed_up(run_in):
     assert run_in()[2] == "1 0"
 
 
-@pytest.mark.parametrize("damage", ["cut", "empty", "zeros", "unreadable"])
-@pytest.mark.parametrize("kind", ["nbi", "nbc"])
+@pytest.mark.parametrize(
+    ("kind", "damage"),
+    [*itertools.product(["nbi", "nbc"], ["cut", "empty", "zeros", "unreadable"]), ("nbc", "another byte")],
+)
 def test_damaged_files_are_compiled_anew_with_one_warning(start_python, tmp_path, kind, damage):
     code = COMPUTE + "from fastreg_kernels import shrink\nassert shrink(np.array([2.0]), 1.0, 0.5) == 1.5\n"
     start_python(code, NUMBA_CACHE_DIR=tmp_path).finish()
@@ -222,7 +225,13 @@ def test_damaged_files_are_compiled_anew_with_one_warning(start_python, tmp_path
     assert len(files) >= 2
     for file in files:
         content = file.read_bytes()
-        file.write_bytes({"cut": content[: len(content) // 2], "zeros": bytes(len(content))}.get(damage, b""))
+        half = len(content) // 2
+        damaged = {
+            "cut": content[:half],
+            "zeros": bytes(len(content)),
+            "another byte": content[:half] + bytes([content[half] ^ 1]) + content[half + 1 :],
+        }
+        file.write_bytes(damaged.get(damage, b""))
         if damage == "unreadable":
             file.unlink()
             file.mkdir()
@@ -233,6 +242,18 @@ def test_damaged_files_are_compiled_anew_with_one_warning(start_python, tmp_path
         output, errors = start_python(code, NUMBA_CACHE_DIR=tmp_path).finish()
         assert output.splitlines()[2] == "1 0"
         assert "damaged" not in errors
+
+
+def test_code_in_the_place_of_other_code(run_in, tmp_path):
+    """As two processes that start at once can leave it, when one needs a kernel for another dtype than the other."""
+    wide, narrow = tmp_path / "wide", tmp_path / "narrow"
+    run_in(NUMBA_CACHE_DIR=wide)
+    run_in(COMPUTE.replace("[1.0, -2.0]", "[1.0, -2.0], 'f4'"), NUMBA_CACHE_DIR=narrow)
+    (theirs,), (ours,) = (list(folder.rglob("penalty.sums_of*.nbc")) for folder in (narrow, wide))
+    assert ours.name == theirs.name
+    ours.write_bytes(theirs.read_bytes())
+    assert run_in(NUMBA_CACHE_DIR=wide)[2] == "0 1"
+    assert run_in(NUMBA_CACHE_DIR=wide)[2] == "1 0"
 
 
 def test_processes_that_start_at_once(start_python, tmp_path):

@@ -20,24 +20,25 @@ RULES = {"sgd": updates.SGD, "adagrad": updates.ADAGRAD, "rowwise": updates.ROWW
 fastreg_kernels.threading_layer()
 
 
+@jit
+def distinct(ids):
+    unique, positions = np.empty(ids.size, ids.dtype), np.empty(ids.size, np.int32)
+    return updates.distinct(ids, np.full(updates.slots(ids.size), -1, np.int32), unique, positions), positions
+
+
 @functools.cache
 def step_of(rule):
     """What a native op does between its inputs and outputs; returns how the sums change."""
 
     @jit
     def step(x, stamps, ids, values, product, threshold, state, measured, width, scale):
-        where, positions = updates.distinct(ids)
+        where, positions = distinct(ids)
         gradient = updates.summed(values, positions, where.size, scale, width)
         changes = np.empty((rows.groups(where.size), rows.CHANGES))
         updates.apply(rule, x, stamps, where, gradient, product, threshold, state, measured, changes, width)
         return changes
 
     return step
-
-
-@jit
-def distinct(ids):
-    return updates.distinct(ids)
 
 
 @jit
