@@ -94,7 +94,8 @@ def _partitioned(values: tf.Tensor, indices: tf.Tensor) -> tuple[tf.Tensor, tf.T
         )
         if carry[-count:].all():  # as they come of one sum of losses
             return values[:-count], indices[:-count], weight
-        rows = np.flatnonzero(~carry)
+        # Not of NumPy: TensorFlow ends the process where it finds no memory to copy a large array to.
+        rows = tf.reshape(tf.where(indices != INDEX), [-1])
         return tf.gather(values, rows), tf.gather(indices, rows), weight
     carry = tf.cast(indices == INDEX, tf.int32)
     (values, carried), (indices, _) = (tf.dynamic_partition(part, carry, 2) for part in (values, indices))
