@@ -44,7 +44,8 @@ ENDINGS = """
         started = threading.Event()
         def begun(batch, logs):
             started.set()
-        options = {"epochs": 10**9, "verbose": 0, "callbacks": [keras.callbacks.LambdaCallback(on_train_batch_end=begun)]}
+        callback = keras.callbacks.LambdaCallback(on_train_batch_end=begun)
+        options = {"epochs": 10**9, "verbose": 0, "callbacks": [callback]}
         arguments = (inputs, np.ones((len(inputs), 1)))
         threading.Thread(target=model.fit, args=arguments, kwargs=options, daemon=True).start()
         started.wait()
