@@ -11,14 +11,15 @@ view of it is gone.
 from __future__ import annotations
 
 import ctypes
+import functools
 import math
 import weakref
 from typing import Any
 
 import numpy as np
 from fastreg_kernels import _shared
-from fastreg_kernels.cpu.jit import inner, jit
-from numba import carray
+from fastreg_kernels.cpu.jit import cfunc, inner, jit
+from numba import carray, types
 from numpy.typing import NDArray
 
 from fastreg._bridges import pages
@@ -51,6 +52,7 @@ _region = _shared.region("fastreg_buffers", _WORDS)
 _shared.mutex(_region)
 _address = _shared.address("fastreg_buffers")
 _lock, _unlock, _malloc, _free = _shared.lock, _shared.unlock, _shared.malloc, _shared.free
+_pointer_of = types.ExternalFunction("PyCapsule_GetPointer", types.uintp(types.uintp, types.uintp))
 
 
 @jit
@@ -154,9 +156,31 @@ def array(shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
         block = np.empty(size + ALIGNMENT, np.uint8)
         start = -block.ctypes.data % ALIGNMENT
         return block[start : start + size].view(dtype).reshape(shape)
-    memory = (ctypes.c_uint8 * size).from_address(data(slot))
-    weakref.finalize(memory, release, slot).atexit = False
-    return np.ctypeslib.as_array(memory).view(dtype).reshape(shape)
+    return np.asarray(_Memory(slot, size)).view(dtype).reshape(shape)
+
+
+class _Memory:
+    """A slot's buffer as bytes, for NumPy; the slot is released with it."""
+
+    def __init__(self, slot: int, size: int) -> None:
+        self._capsule = _capsule()(slot + 1, None, _let_go().address)
+        self.__array_interface__ = {"data": (data(slot), False), "shape": (size,), "typestr": "|u1", "version": 3}
+
+
+@functools.cache
+def _capsule() -> Any:
+    """Makes an object of Python's whose end runs no Python, which an interrupt would end."""
+    prototype = ctypes.PYFUNCTYPE(ctypes.py_object, ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p)
+    return prototype(("PyCapsule_New", ctypes.pythonapi))
+
+
+@functools.cache
+def _let_go() -> Any:
+    @cfunc(types.void(types.uintp))
+    def let_go(capsule):
+        release(np.int64(_pointer_of(capsule, np.uintp(0))) - 1)
+
+    return let_go
 
 
 def clear() -> None:

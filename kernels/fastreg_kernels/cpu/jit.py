@@ -232,7 +232,7 @@ _timings = _Timings()
 event.register("numba:compile", _timings)
 
 _compiler = Compiler(Path(__file__).parent.parent)
-jit = _compiler.jit
+jit, cfunc = _compiler.jit, _compiler.cfunc
 
 
 def cache_folder() -> Path | None:

@@ -3,7 +3,7 @@
 import json
 
 INTERRUPTED = """
-    import _thread, json, os, random, signal, threading, time
+    import _thread, json, os, random, signal, threading
     import keras, numpy as np, tensorflow as tf
     import fastreg, fastreg_kernels
 
@@ -19,9 +19,10 @@ INTERRUPTED = """
         stop = threading.Event()
 
         def send():
-            while not stop.wait(random.uniform(0.0, most)):
+            stop.wait(random.uniform(0.0, most))
+            while not stop.is_set():
                 SENDERS[turn % len(SENDERS)]()
-                time.sleep(0.2)
+                stop.wait(0.2)
 
         sender = threading.Thread(target=send)
         try:
@@ -76,7 +77,7 @@ INTERRUPTED = """
         keras.utils.set_random_seed(1)
         table = fastreg.Embedding(50, 8, embeddings_regularizer=fastreg.L1L2(1e-4, 1e-3))
         dense = keras.layers.Dense(1, kernel_regularizer=fastreg.L1L2(1e-4, 1e-3))
-        model = keras.Sequential([table, keras.layers.Flatten(), dense])
+        model = keras.Sequential([keras.Input((4,)), table, keras.layers.Flatten(), dense])
         model.compile(fastreg.LazyRegularization(keras.optimizers.SGD(0.1)), "mse")
         return model
 
