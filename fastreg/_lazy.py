@@ -63,7 +63,6 @@ def make_lazy(
     for each in layers:
         if isinstance(each, keras.Model) and any(_is_lazy(layer) for layer in each._flatten_layers()):
             wrapping.wrap(each)
-            _leave_xla(each, changes)
     messages += wrapping.left
     names = {type(unwrapped(wrapper)).__name__ for wrapper in wrapping.new(bool(converted))} - {"SGD"}
     differs += [
@@ -134,13 +133,6 @@ class _Wrapping:
             config["optimizer"] = wrapper
 
 
-def _leave_xla(model: keras.Model, changes: Changes) -> None:
-    changes.set(model, "_jit_compile", False)
-    if (config := _compile_config(model)) is not None:
-        changes.keep(config)
-        config["jit_compile"] = False
-
-
 def _compile_config(model: keras.Model) -> dict[str, Any] | None:
     """What a file says of how a model was compiled; None if it was not, or by a `compile` of its own only."""
     return getattr(getattr(model, "_compile_config", None), "config", None)
@@ -150,7 +142,7 @@ def _convert(layer: keras.layers.Embedding, penalty: _Penalty, changes: Changes)
     """Make an embedding of Keras's a lazily regularised one: the same layer, and the same variable if it is built."""
     if layer.built:
         LazyTable.convert(layer.embeddings, penalty, changes)
-    changes.become(layer, Embedding, embeddings_regularizer=penalty, penalty_every=None, supports_jit=False)
+    changes.become(layer, Embedding, embeddings_regularizer=penalty, penalty_every=None)
 
 
 def _is_lazy(layer: keras.layers.Layer) -> bool:

@@ -134,7 +134,6 @@ class Embedding(keras.layers.Embedding):  # type: ignore[misc]
                 "weights=layer.get_weights())."
             )
         self.__dict__["embeddings_regularizer"] = penalty
-        self.supports_jit = penalty is None  # Keras's automatic choice then leaves XLA off
 
     def add_weight(self, *arguments: Any, regularizer: Any = None, **options: Any) -> Any:
         """As Keras's layer; the embeddings with a regularizer are a table."""
@@ -237,7 +236,7 @@ class Embedding(keras.layers.Embedding):  # type: ignore[misc]
             table.revert(regularizer)
         del self.penalty_every
         self.__class__ = keras.layers.Embedding
-        self.embeddings_regularizer, self.supports_jit = regularizer, True
+        self.embeddings_regularizer = regularizer
 
     def save_own_variables(self, store: Any) -> None:
         """As Keras's layer; a run that goes on after saving then has the bits of one that loads the file."""

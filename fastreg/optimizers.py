@@ -109,8 +109,6 @@ class LazyRegularization(keras.optimizers.Optimizer):  # type: ignore[misc]
 
         Raises
         ------
-        NotImplementedError
-            While tracing for XLA, if there is a table.
         ValueError
             If there is no gradient, or not one for each variable; if a table is new to the optimizer, or has a dense
             gradient; if an option that was set since has no row-wise form.

@@ -129,7 +129,7 @@ def _place(x: tf.Tensor, factors: Factors) -> Place:
     return Place(
         x.dtype,
         eager,
-        xla=not eager and support.in_xla(),
+        xla=support.in_xla(),
         saved=saving.is_saving(),
         gpu=support.is_likely_on_gpu(x),
         tpu="TPU" in x.device,

@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from fastreg._bridges import support
+
 INDEX = -1
 """Of the slice that carries the penalty's upstream gradient: that of no row."""
 
@@ -97,6 +99,10 @@ def _partitioned(values: tf.Tensor, indices: tf.Tensor) -> tuple[tf.Tensor, tf.T
         # Not of NumPy: TensorFlow ends the process where it finds no memory to copy a large array to.
         rows = tf.reshape(tf.where(indices != INDEX), [-1])
         return tf.gather(values, rows), tf.gather(indices, rows), weight
+    if support.in_xla():  # where the number of rows is fixed: those that carry a weight stay, as zeros
+        carry = (indices == INDEX)[:, None]
+        nothing = tf.zeros_like(values)
+        return tf.where(carry, nothing, values), indices, _weight(tf.where(carry, values, nothing))
     carry = tf.cast(indices == INDEX, tf.int32)
     (values, carried), (indices, _) = (tf.dynamic_partition(part, carry, 2) for part in (values, indices))
     return values, indices, _weight(carried)

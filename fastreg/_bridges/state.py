@@ -6,7 +6,7 @@ sum `S = Σ b / P` (P after that step), a weight that was last written when they
 
     sign(w) · max(0, (P / P0) · |w| − P · (S − S0))
 
-The stamps of a table are P0 and S0 of each row, and behind these, in `ROWS` more rows, the numbers of the whole table.
+The stamps of a table are P0 and S0 of each row; beside these it has some numbers, which are those of all rows.
 
 The penalty is tracked. With n weights that are not zero, a step makes of the sums of the others, up to those that
 stop at zero in it,
@@ -25,12 +25,12 @@ Lipton and Elkan (2015), "Efficient elastic net regularization for sparse linear
 
 from __future__ import annotations
 
-ROWS = 4
-"""`[P, S]`, `[sum(|w|), sum(w²)]`, `[n, age of these in steps]`, `[S at their measurement, noise of sum(w²)]`, as rows
-behind the stamps."""
+PRODUCT, TOTAL, SUM_ABS, SUM_SQUARES, COUNT, AGE, MEASURED, NOISE, FAULT, OF_FAULT = range(10)
+"""The numbers of a table: P, S, sum(|w|), sum(w²), n, the age of these three in steps, S at their measurement, the
+noise of sum(w²); a fault, and what it is of."""
 
-PRODUCT, TOTAL, SUM_ABS, SUM_SQUARES, COUNT, AGE, MEASURED, NOISE = range(2 * ROWS)
-"""Where each stands, of these numbers."""
+NUMBERS = OF_FAULT + 1
+"""How many there are."""
 
 FRESH = (1.0, 0.0)
 """P and S after a flush."""
@@ -38,8 +38,8 @@ FRESH = (1.0, 0.0)
 OLD = 2.0**53
 """The age of sums that were never computed: more steps than there are."""
 
-INITIAL = ((1.0, 0.0), (0.0, 0.0), (0.0, OLD), (0.0, 0.0))
-"""The state of a table whose rows are true."""
+INITIAL = (*FRESH, 0.0, 0.0, 0.0, OLD, 0.0, 0.0, 0.0, 0.0)
+"""The numbers of a table whose rows are true."""
 
 LARGEST_SHARE = 0.01
 """The sums are measured anew when the threshold since the last time exceeds this share of the mean of |w|."""
@@ -49,6 +49,9 @@ LARGEST_NOISE = 1e-9
 
 EPSILON = 2.0**-52
 """Of the numbers that the sums are."""
+
+NO_FAULT, INVALID_ID, INVALID_SHRINK = 0.0, 1.0, 2.0
+"""What went wrong first in a step that cannot raise it: an id, or a shrink in the step of that number."""
 
 SMALLEST_PRODUCT = 1e-150
 """A table is flushed when P falls below: far from underflow, also of 1 / P."""

@@ -15,7 +15,7 @@ from tensorflow.python.eager import forwardprop_util, record
 
 def in_xla() -> bool:
     """Whether what is being traced will be compiled by XLA, where neither a callback nor a native op can run."""
-    return tf.__internal__.get_enclosing_xla_context() is not None
+    return not tf.executing_eagerly() and tf.__internal__.get_enclosing_xla_context() is not None
 
 
 def tape_is_active() -> bool:

@@ -17,8 +17,8 @@ from fastreg._bridges.custom_gradient import differentiable
 from fastreg._bridges.factors import Factors
 
 BLOCK = 1024
-"""Elements that are added up in the dtype of the arithmetic, and their sums in float64: one sum over all elements is off
-by 1e-3 at 2^26 on processors, where XLA adds one after another."""
+"""Elements that are added up in the dtype of the arithmetic; their sums in float64. One sum over all elements is off by
+1e-3 at 2^26 on processors, where XLA adds one after another."""
 
 
 @differentiable
@@ -41,6 +41,18 @@ def value(x: tf.Tensor, factors: Factors) -> tf.Tensor:
     sums = tf.concat([sums, _terms(flat[whole:], factors)], 0)
     # The barrier keeps XLA from making one sum of both.
     return tf.cast(tf.reduce_sum(tf.cast(_barrier(sums), tf.float64)), x.dtype)
+
+
+def after(x: tf.Tensor, *others: tf.Tensor) -> tf.Tensor:
+    """The same tensor, computed when the others have been.
+
+    What XLA writes in place it would copy first if it did not know that all that reads it has been computed. Barriers
+    are gone when it decides that: a square below -1, which it does not know to be impossible, is not.
+    """
+    for other in others:
+        impossible = tf.square(tf.cast(tf.reshape(other, [-1])[:1], tf.float64)) < -1.0
+        x += tf.cast(tf.reduce_any(impossible), x.dtype)
+    return x
 
 
 def _terms(x: tf.Tensor, factors: Factors) -> tf.Tensor:

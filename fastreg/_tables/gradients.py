@@ -59,18 +59,11 @@ def of_variable(gradient: Any, variable: Any) -> Any:
 
     Raises
     ------
-    NotImplementedError
-        While tracing for XLA, if it is a table.
     ValueError
         If it is a table, and the gradient dense.
     """
     if gradient is None or not isinstance(variable, LazyTable) or isinstance(gradient, TableGradient):
         return gradient
-    if support.in_xla():
-        raise NotImplementedError(
-            "Lazily regularised tables cannot be trained in code that XLA compiles. "
-            "Compile the model with jit_compile=False."
-        )
     if not isinstance(gradient, tf.IndexedSlices):
         raise ValueError(
             f"Invalid gradient of the lazily regularised table {variable.path!r}: expected tf.IndexedSlices, from "

@@ -10,7 +10,7 @@ from fastreg._bridges.factors import Factors
 from fastreg._bridges.native import table_ops
 from fastreg._bridges.native.messages import NAME
 from fastreg._bridges.native.op import VARIANT, VARIANTS
-from fastreg._bridges.native.table_ops import memory
+from fastreg._bridges.native.table_ops import memory, shared
 
 
 def lookup(variable: Any, ids: tf.Tensor) -> tf.Tensor:
@@ -64,7 +64,7 @@ def count_zeros(variable: Any) -> tf.Tensor:
     return table_ops.COUNT_ZEROS(*_table(variable))
 
 
-def sum_duplicates(values: tf.Tensor, ids: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+def sum_duplicates(variable: Any, values: tf.Tensor, ids: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     """Sums of the rows that have the same id, and the ids, each once."""
     table_ops.SUM_DUPLICATES.prepare(values.dtype, ids.dtype)
     sums, unique = table_ops.SUM_DUPLICATES(values, ids)
@@ -75,4 +75,4 @@ def sum_duplicates(values: tf.Tensor, ids: tf.Tensor) -> tuple[tf.Tensor, tf.Ten
 
 
 def _table(variable: Any) -> tuple[tf.Tensor, ...]:
-    return *memory(variable), *memory(variable.stamps)
+    return *memory(variable), *memory(variable.stamps), shared(variable.numbers)

@@ -1,18 +1,21 @@
-"""The ops of tables by TensorFlow's own: where native ops cannot run. Right, and slower; a lookup compiles with XLA.
+"""The ops of tables by TensorFlow's own: where XLA compiles, and where native ops cannot run.
 
-No sparse op of TensorFlow's takes the stamps, since it would make TensorFlow copy them at every read from then on.
+They touch a table as native ops do, at the rows of a step alone. XLA makes of a step some small loops, and writes in
+place; what it cannot raise, an id beyond the table or a shrink that is none, is noted in the table's state and raised
+when the table is next used outside. TensorFlow copies a variable that sparse ops have touched when it is read as a
+whole, which here happens in passes over the table only.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import tensorflow as tf
 from tensorflow.python.eager import record
 from tensorflow.python.ops.control_flow_v2_func_graphs import CondBranchFuncGraph, WhileBodyFuncGraph
 
-from fastreg._bridges import slices, state, support
+from fastreg._bridges import slices, state, support, xla
 from fastreg._bridges.custom_gradient import differentiable, register_gradient
 from fastreg._bridges.factors import Factors
 
@@ -30,16 +33,17 @@ def shrink(rows: tf.Tensor, scale: tf.Tensor, threshold: tf.Tensor) -> tf.Tensor
 
 def lookup(variable: Any, ids: tf.Tensor) -> tf.Tensor:
     """See `TableVariable.lookup`."""
-    stamps = variable.stamps.stored()
-    numbers = tf.reshape(stamps[-state.ROWS :], [-1])
-    stored = tf.raw_ops.ResourceGather(resource=variable.handle, indices=ids, dtype=variable.dtype)
+    numbers = _numbers(variable)
+    stored = _gather(variable, ids)
     with tf.control_dependencies([stored]):  # which knows how many rows there are, and fails if an id is beyond them
-        marks = tf.gather(stamps, ids)
+        marks = _gather(variable.stamps, ids)
     wide = tf.cast(stored, support.arithmetic_dtype(variable.dtype))
     rows = tf.stop_gradient(tf.cast(shrink(wide, *_factors(numbers, marks)), variable.dtype))
     if support.in_xla():  # which takes the nearest row for an id beyond the table
-        valid = (ids >= 0) & (ids < tf.constant(variable.shape[0], ids.dtype))
-        rows = tf.where(valid[:, None], rows, tf.constant(float("nan"), rows.dtype))
+        rows = tf.where(_exist(variable, ids)[:, None], rows, tf.constant(float("nan"), rows.dtype))
+        # Looked up before the update, not again after it, for which the table would have to be copied.
+        rows = xla.read_once(rows)
+        ids = tf.where(ids < 0, ids - 1, ids)  # so that no row that was asked for has the index of no row
     rows.set_shape([None, variable.shape[1]])
     shape, in_branch = variable.shape.as_list(), _in_branch()
 
@@ -55,8 +59,7 @@ def lookup(variable: Any, ids: tf.Tensor) -> tf.Tensor:
 
 def weights(variable: Any) -> tf.Tensor:
     """A copy of the true weights, with the gradient of a whole read."""
-    stamps = variable.stamps.stored()
-    rows = _true(variable.stored(), stamps)
+    rows = _true(variable)
 
     @differentiable
     def through(source: tf.Tensor) -> Any:  # noqa: ARG001
@@ -67,54 +70,55 @@ def weights(variable: Any) -> tf.Tensor:
 
 def update(variable: Any, ids: tf.Tensor, gradient: tf.Tensor, step: Any, factors: tf.Tensor) -> None:
     """See `TableVariable.update`."""
-    unique, positions = tf.unique(ids)
-    sums = tf.math.unsorted_segment_sum(gradient, positions, tf.size(unique)) * tf.cast(step.scale, gradient.dtype)
-    stamps = variable.stamps.stored()
-    numbers = tf.reshape(stamps[-state.ROWS :], [-1])
+    numbers = _numbers(variable)
     scale, threshold = 1.0 - 2.0 * step.rate * factors[1], step.rate * factors[0]
     if step.is_implicit:
         scale = 1.0 / (1.0 + 2.0 * step.rate * factors[1])
         threshold *= scale
+    is_shrink = scale > 0.0
+    fault = tf.zeros(2, tf.float64)
+    if support.in_xla():
+        fault = _fault(numbers, ids, _invalid(variable, ids), is_shrink, step.number)
+        scale = tf.where(is_shrink, scale, float("nan"))
+        checks = []
+    else:
+        message = (
+            "Invalid value for learning_rate * l2: expected 2 * learning_rate * l2 < 1 for the table "
+            f"{variable.path}; LazyRegularization(..., implicit=True) takes any. Received learning_rate, l2:"
+        )
+        checks = [tf.debugging.Assert(is_shrink, [message, step.rate, factors[1]])]
     product = numbers[state.PRODUCT] * scale
     total = numbers[state.TOTAL] + threshold / product
-    message = (
-        "Invalid value for learning_rate * l2: expected 2 * learning_rate * l2 < 1 for the table "
-        f"{variable.path}; LazyRegularization(..., implicit=True) takes any. Received learning_rate, l2:"
-    )
-    with tf.control_dependencies([tf.debugging.Assert(scale > 0.0, [message, step.rate, factors[1]])]):
-        taken = step.plain(unique, sums)
-        marks = tf.gather(stamps, unique)
-        stored = tf.raw_ops.ResourceGather(resource=variable.handle, indices=unique, dtype=variable.dtype)
-        a, b = product / marks[:, :1], product * (total - marks[:, 1:])
-        wide = tf.cast(stored, gradient.dtype)
-        written = tf.cast(shrink(wide, a, b) - taken, variable.dtype)
-        sums = _tracked(numbers, scale, threshold, _changes(stored, written, a, b, marks, numbers))
-        sums = tf.where(numbers[state.AGE] < state.OLD, sums, numbers[state.SUM_ABS :])
-        after = tf.concat([[product, total], sums], 0)
-        tf.raw_ops.ResourceScatterUpdate(resource=variable.handle, indices=unique, updates=written)
-        now = tf.tile(tf.stack([product, total])[None], [tf.size(unique), 1])
-        rows = tf.concat([unique, tf.cast(tf.range(-state.ROWS, 0) + stamps.shape[0], unique.dtype)], 0)
-        values = tf.concat([now, tf.reshape(after, [state.ROWS, 2])], 0)
-        variable.stamps.assign(tf.tensor_scatter_nd_update(stamps, rows[:, None], values))
+    with tf.control_dependencies(checks):
+        rows = _distinct(variable, ids, gradient)
+        taken = step.plain(rows.ids, rows.sums * tf.cast(step.scale, gradient.dtype))
+        a, b = product / rows.marks[:, :1], product * (total - rows.marks[:, 1:])
+        stored = _gather(variable, rows.ids)
+        written = tf.cast(shrink(tf.cast(stored, gradient.dtype), a, b) - taken, variable.dtype)
+        sums = _tracked(numbers, scale, threshold, _changes(rows, stored, written, a, b, numbers))
+        sums = tf.where(numbers[state.AGE] < state.OLD, sums, numbers[state.SUM_ABS : state.FAULT])
+        _scatter(variable, rows.ids, written)
+        now = tf.stack([product, total])
+        _scatter(variable.stamps, rows.ids, tf.tile(now[None], [tf.size(rows.ids), 1]))
+        _set_numbers(variable, tf.concat([now, sums, fault], 0))
         due = (product < state.SMALLEST_PRODUCT) | (product * total > state.LARGEST_THRESHOLD)
         _when(due, lambda: _write(variable))
 
 
 def flush(variable: Any) -> None:
     """See `TableVariable.flush`."""
-    numbers = variable.stamps.stored()[-state.ROWS]
-    _when(tf.reduce_any(numbers != tf.constant(state.FRESH, tf.float64)), lambda: _write(variable))
+    is_due = tf.reduce_any(_numbers(variable)[: state.SUM_ABS] != tf.constant(state.FRESH, tf.float64))
+    _when(is_due, lambda: _write(variable))
 
 
 def penalty(variable: Any, factors: Factors, every: int) -> tf.Tensor:
     """See `TableVariable.penalty`."""
-    numbers = tf.reshape(variable.stamps.stored()[-state.ROWS :], [-1])
+    numbers = _numbers(variable)
     vector = factors.vector()
     age = numbers[state.AGE]
     is_old = age >= 1.0 if every == 0 else (age >= every) & _are_doubtful(numbers)
-    _when((is_old | (age >= state.OLD)) & tf.reduce_any(vector != 0.0), lambda: _measure(variable))
-    sums = tf.reshape(variable.stamps.stored()[-state.ROWS :], [-1])[state.SUM_ABS : state.COUNT]
-    total = tf.reduce_sum(tf.math.multiply_no_nan(tf.maximum(sums, 0.0), vector))
+    numbers = _measured(variable, numbers, (is_old | (age >= state.OLD)) & tf.reduce_any(vector != 0.0))
+    total = tf.reduce_sum(tf.math.multiply_no_nan(tf.maximum(numbers[state.SUM_ABS : state.COUNT], 0.0), vector))
     value = tf.stop_gradient(tf.cast(total, variable.dtype))
     shape, in_branch = variable.shape.as_list(), _in_branch()
 
@@ -130,14 +134,107 @@ def penalty(variable: Any, factors: Factors, every: int) -> tf.Tensor:
 
 def count_zeros(variable: Any) -> tf.Tensor:
     """See `TableVariable.count_zeros`."""
-    rows = _true(variable.stored(), variable.stamps.stored())
+    rows = _true(variable)
     return tf.reduce_sum(tf.cast(rows == 0, tf.int64))
 
 
-def sum_duplicates(values: tf.Tensor, ids: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """Sums of the rows that have the same id, and the ids, each once."""
-    unique, positions = tf.unique(ids)
-    return tf.math.unsorted_segment_sum(values, positions, tf.size(unique)), unique
+def sum_duplicates(variable: Any, values: tf.Tensor, ids: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Sums of the rows that have the same id, and the ids, each once; under XLA with zeros, of no row, in between."""
+    rows = _distinct(variable, ids, values)
+    if rows.exist is None:
+        return rows.sums, rows.ids
+    _scatter(variable.stamps, rows.ids, rows.marks)
+    # What is no id stays what it is, so that an update notes it.
+    return rows.sums, tf.where(rows.exist | _invalid(variable, ids), ids, tf.constant(slices.INDEX, ids.dtype))
+
+
+def take_fault(variable: Any) -> tuple[float, float]:
+    """The fault that was noted first, and its number; it counts as reported then."""
+    numbers = _numbers(variable)
+    fault = numbers[state.FAULT :]
+    if fault[0] != state.NO_FAULT:
+        _set_numbers(variable, tf.concat([numbers[: state.FAULT], tf.zeros(2, tf.float64)], 0))
+    return float(fault[0]), float(fault[1])
+
+
+class _Rows(NamedTuple):
+    """Rows of a table, each once.
+
+    Attributes
+    ----------
+    ids : tf.Tensor of shape (n,)
+        Under XLA, where shapes are fixed, those that are left over are beyond the table, and written by nobody.
+    sums : tf.Tensor of shape (n, width)
+        Of the gradients of each.
+    marks : tf.Tensor of shape (n, 2)
+        The stamps of each.
+    exist : tf.Tensor of shape (n,) or None
+        Which are rows of the table, where not all are.
+    """
+
+    ids: tf.Tensor
+    sums: tf.Tensor
+    marks: tf.Tensor
+    exist: tf.Tensor | None
+
+
+def _distinct(variable: Any, ids: tf.Tensor, values: tf.Tensor) -> _Rows:
+    """Sum the values of each id. Under XLA the stamps of these rows are to be written after it."""
+    if not support.in_xla():
+        unique, positions = tf.unique(ids)
+        sums = tf.math.unsorted_segment_sum(values, positions, tf.size(unique))
+        return _Rows(unique, sums, _gather(variable.stamps, unique), None)
+    # Each id writes its position into the stamp of its row, the last one stays, and all that find it there are summed.
+    # A product is at most 1, so that from 2 on positions are larger; to sort ids would take longer than all the rest.
+    exist, marks = _exist(variable, ids), _gather(variable.stamps, ids)
+    beyond = tf.constant(variable.shape[0], ids.dtype)
+    positions = tf.range(tf.size(ids))
+    codes = tf.stack(
+        [tf.cast(positions + 2, tf.float64), tf.fill(tf.shape(ids), tf.constant(-float("inf"), tf.float64))], 1
+    )
+    codes = xla.after(codes, marks, values, _numbers(variable))
+    tf.raw_ops.ResourceScatterMax(resource=variable.stamps.handle, indices=tf.where(exist, ids, beyond), updates=codes)
+    found = tf.cast(_gather(variable.stamps, ids)[:, 0], tf.int32) - 2
+    sums = tf.math.unsorted_segment_sum(values, tf.where(exist, found, -1), tf.size(ids))
+    exist &= found == positions
+    return _Rows(tf.where(exist, ids, beyond), sums, marks, exist)
+
+
+def _exist(variable: Any, ids: tf.Tensor) -> tf.Tensor:
+    return (ids >= 0) & (ids < tf.constant(variable.shape[0], ids.dtype))
+
+
+def _invalid(variable: Any, ids: tf.Tensor) -> tf.Tensor:
+    """Which ids were looked up and are no rows."""
+    return tf.logical_not(_exist(variable, ids)) & (ids != slices.INDEX)
+
+
+def _fault(numbers: tf.Tensor, ids: tf.Tensor, invalid: tf.Tensor, is_shrink: tf.Tensor, step: tf.Tensor) -> tf.Tensor:
+    """What went wrong first, before this step or in it, and its number."""
+    first = tf.gather(tf.concat([ids, tf.zeros(1, ids.dtype)], 0), tf.argmax(tf.concat([invalid, [True]], 0)))
+    first += tf.cast(first < 0, ids.dtype)  # which `lookup` has moved
+    ids_fault = tf.stack([tf.constant(state.INVALID_ID, tf.float64), tf.cast(first, tf.float64)])
+    shrink_fault = tf.stack([tf.constant(state.INVALID_SHRINK, tf.float64), tf.cast(step, tf.float64)])
+    fault = tf.where(is_shrink, tf.zeros(2, tf.float64), shrink_fault)
+    fault = tf.where(tf.reduce_any(invalid), ids_fault, fault)
+    return tf.where(numbers[state.FAULT] != state.NO_FAULT, numbers[state.FAULT :], fault)
+
+
+def _numbers(variable: Any) -> tf.Tensor:
+    """Those of the whole table; see `fastreg._bridges.state`."""
+    return variable.numbers.stored()
+
+
+def _set_numbers(variable: Any, numbers: tf.Tensor) -> None:
+    variable.numbers.assign(numbers, read_value=False)
+
+
+def _gather(variable: Any, rows: tf.Tensor) -> tf.Tensor:
+    return tf.raw_ops.ResourceGather(resource=variable.handle, indices=rows, dtype=variable.dtype)
+
+
+def _scatter(variable: Any, rows: tf.Tensor, values: tf.Tensor) -> None:
+    tf.raw_ops.ResourceScatterUpdate(resource=variable.handle, indices=rows, updates=values)
 
 
 def _factors(numbers: tf.Tensor, marks: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
@@ -146,42 +243,54 @@ def _factors(numbers: tf.Tensor, marks: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor
     return product / marks[:, :1], product * (total - marks[:, 1:])
 
 
-def _true(stored: tf.Tensor, stamps: tf.Tensor) -> tf.Tensor:
-    numbers = tf.reshape(stamps[-state.ROWS :], [-1])
-    wide = tf.cast(stored, support.arithmetic_dtype(stored.dtype))
-    return tf.cast(shrink(wide, *_factors(numbers, stamps[: -state.ROWS])), stored.dtype)
+def _true(variable: Any) -> tf.Tensor:
+    """All true rows."""
+    wide = tf.cast(variable.stored(), support.arithmetic_dtype(variable.dtype))
+    return tf.cast(shrink(wide, *_factors(_numbers(variable), variable.stamps.stored())), variable.dtype)
 
 
 def _write(variable: Any) -> None:
     """Write the true weights; the sums count as never measured."""
-    variable.assign(_true(variable.stored(), variable.stamps.stored()))  # which restarts the stamps
+    variable.assign(_true(variable))  # which restarts the stamps
 
 
-def _measure(variable: Any) -> None:
-    """Sum the true weights up, in float64."""
-    stamps = variable.stamps.stored()
-    rows = tf.abs(tf.cast(_true(variable.stored(), stamps), tf.float64))
-    zero, count = tf.zeros((), tf.float64), tf.reduce_sum(tf.cast(rows != 0.0, tf.float64))
-    numbers = [tf.reduce_sum(rows), tf.reduce_sum(tf.square(rows)), count, zero, stamps[-state.ROWS, 1], zero]
-    end = tf.concat([stamps[-state.ROWS][None], tf.reshape(tf.stack(numbers), [-1, 2])], 0)
-    variable.stamps.assign(tf.concat([stamps[: -state.ROWS], end], 0))
+def _measured(variable: Any, numbers: tf.Tensor, is_due: tf.Tensor) -> tf.Tensor:
+    """The numbers of a table, with its true weights summed up anew, in float64, if that is due."""
+
+    def measured() -> tf.Tensor:
+        rows = tf.abs(tf.cast(_true(variable), tf.float64))
+        zero, count = tf.zeros((), tf.float64), tf.reduce_sum(tf.cast(rows != 0.0, tf.float64))
+        sums = [tf.reduce_sum(rows), tf.reduce_sum(tf.square(rows)), count, zero, numbers[state.TOTAL], zero]
+        return tf.concat([numbers[: state.SUM_ABS], sums, numbers[state.FAULT :]], 0)
+
+    if tf.executing_eagerly():
+        if not is_due:
+            return numbers
+        numbers = measured()
+    else:
+        numbers = tf.cond(is_due, measured, lambda: numbers)
+    _set_numbers(variable, numbers)
+    return numbers
 
 
 def _changes(
-    stored: tf.Tensor, written: tf.Tensor, scale: tf.Tensor, threshold: tf.Tensor, marks: tf.Tensor, numbers: tf.Tensor
+    rows: _Rows, stored: tf.Tensor, written: tf.Tensor, scale: tf.Tensor, threshold: tf.Tensor, numbers: tf.Tensor
 ) -> list[tf.Tensor]:
     """Of the rows updated: how the sums of |w|, of w² and of w ≠ 0 change, and the magnitude of the squares."""
-    before, after = (tf.abs(tf.cast(rows, tf.float64)) for rows in (stored, written))
-    was_there = before > marks[:, :1] * tf.maximum(numbers[state.MEASURED] - marks[:, 1:], 0.0)
+    before, after = (tf.abs(tf.cast(values, tf.float64)) for values in (stored, written))
+    was_there = before > rows.marks[:, :1] * tf.maximum(numbers[state.MEASURED] - rows.marks[:, 1:], 0.0)
     before = tf.where(was_there, scale * before - threshold, 0.0)
+    if rows.exist is not None:
+        before, after = (tf.where(rows.exist[:, None], values, 0.0) for values in (before, after))
+        was_there &= rows.exist[:, None]
     count = tf.reduce_sum(tf.cast(after > 0.0, tf.float64)) - tf.reduce_sum(tf.cast(was_there, tf.float64))
-    squares = [tf.reduce_sum(tf.square(rows)) for rows in (before, after)]
+    squares = [tf.reduce_sum(tf.square(values)) for values in (before, after)]
     return [tf.reduce_sum(after - before), squares[1] - squares[0], count, squares[1] + squares[0]]
 
 
 def _tracked(numbers: tf.Tensor, scale: tf.Tensor, threshold: tf.Tensor, changes: list[tf.Tensor]) -> tf.Tensor:
     """The numbers from `SUM_ABS` on after a step; see `fastreg._bridges.state`."""
-    sum_abs, sum_squares, count, age, measured, noise = tf.unstack(numbers[state.SUM_ABS :])
+    sum_abs, sum_squares, count, age, measured, noise = tf.unstack(numbers[state.SUM_ABS : state.FAULT])
     of_products = 2.0 * scale * threshold * sum_abs
     squares = scale * scale * sum_squares - of_products + threshold * threshold * count
     noise = scale * scale * noise + state.EPSILON * (tf.abs(sum_squares) + changes[3])
@@ -198,17 +307,20 @@ def _are_doubtful(numbers: tf.Tensor) -> tf.Tensor:
 
 
 def _when(condition: tf.Tensor, action: Callable[[], None]) -> None:
-    """Do it if the condition holds: now if executing eagerly, else in a branch of the graph."""
+    """Do it if the condition holds: now if executing eagerly, else in the graph."""
     if tf.executing_eagerly():
         if condition:
             action()
         return
 
-    def branch() -> tf.Tensor:
+    def done() -> tf.Tensor:
         action()
-        return tf.constant(True)
+        return tf.constant(False)
 
-    tf.cond(condition, branch, lambda: tf.constant(False))
+    if support.in_xla():  # which writes in place in a loop, where of a branch it makes a choice, element by element
+        tf.while_loop(lambda due: due, lambda due: done(), [condition])  # noqa: ARG005
+    else:
+        tf.cond(condition, done, lambda: tf.constant(False))
 
 
 _ROW_BEYOND = "FastregRowBeyond"

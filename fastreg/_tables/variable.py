@@ -41,7 +41,7 @@ class OwnVariable(ResourceVariable):  # type: ignore[misc]
 
     def stored(self) -> tf.Tensor:
         """A copy of the memory."""
-        if not tf.executing_eagerly() and support.in_xla():  # which knows neither copies nor their absence
+        if support.in_xla():  # which knows neither copies nor their absence
             return ResourceVariable._read_variable_op(self)
         return _copy(ResourceVariable._read_variable_op(self, no_copy=True))
 
@@ -55,7 +55,8 @@ class OwnVariable(ResourceVariable):  # type: ignore[misc]
         self, value: Any, use_locking: bool | None = None, name: str | None = None, read_value: bool = True
     ) -> Any:
         """As of `tf.Variable`."""
-        result = super().assign(_copy(tf.convert_to_tensor(value, self.dtype)), use_locking, name, read_value)
+        value = tf.convert_to_tensor(value, self.dtype)
+        result = super().assign(value if support.in_xla() else _copy(value), use_locking, name, read_value)
         return self if read_value and tf.executing_eagerly() else result
 
 
@@ -66,7 +67,7 @@ class TableVariable(OwnVariable):
     ----------
     path : str
         What messages call it.
-    stamps : tf.Variable of shape (rows + 4, 2), float64
+    stamps, numbers : tf.Variable of shape (rows, 2), and a vector, float64
         The state; see `fastreg._bridges.state`.
     """
 
@@ -75,6 +76,7 @@ class TableVariable(OwnVariable):
         super().__init__(initial_value, dtype=dtype, **options)
         with support.on_host():
             self.stamps = OwnVariable(self._initial_stamps, dtype=tf.float64, trainable=False)
+            self.numbers = OwnVariable(lambda: state.INITIAL, dtype=tf.float64, trainable=False)
         buffers.clear_after(self)
 
     # The ops of tables.
@@ -139,12 +141,13 @@ class TableVariable(OwnVariable):
     def sum_duplicates(self, values: tf.Tensor, ids: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Sums of the rows of `values` that have the same id, and the ids, each once."""
         with support.on_host():
-            sums: tuple[tf.Tensor, tf.Tensor] = self._way().sum_duplicates(values, ids)
+            sums: tuple[tf.Tensor, tf.Tensor] = self._way().sum_duplicates(self, values, ids)
         return sums
 
     def restart(self) -> None:
         """The rows are true as they are stored, and the sums are not known: after they were written."""
         self.stamps.assign(self._initial_stamps())
+        self.numbers.assign(state.INITIAL)
 
     def is_native(self) -> bool:
         """Whether native ops serve it here and now."""
@@ -154,7 +157,7 @@ class TableVariable(OwnVariable):
         """Native ops where they can run, for updates by this rule, else TensorFlow's."""
         if settings.bridge not in ("auto", "native"):
             return plain
-        if not tf.executing_eagerly() and (support.in_xla() or saving.is_saving()):
+        if support.in_xla() or (saving.is_saving() and not tf.executing_eagerly()):
             return plain
         return native if bridge.table_obstacle(self.dtype, rule) is None else plain
 
@@ -167,8 +170,7 @@ class TableVariable(OwnVariable):
         return True
 
     def _initial_stamps(self) -> tf.Tensor:
-        fresh = tf.tile(tf.constant([state.FRESH], tf.float64), [self.shape[0], 1])
-        return tf.concat([fresh, tf.constant(state.INITIAL, tf.float64)], 0)
+        return tf.tile(tf.constant([state.FRESH], tf.float64), [self.shape[0], 1])
 
     # What TensorFlow asks a variable for: reading.
 

@@ -56,7 +56,7 @@ def _gradient(
     @differentiable
     def slope(x: tf.Tensor, upstream: tf.Tensor, vector: tf.Tensor, *tensors: tf.Tensor) -> Any:
         local = factors.with_tensors(tensors)
-        if not tf.executing_eagerly() and support.in_xla():  # though the forward was not
+        if support.in_xla():  # though the forward was not
             result = plain.gradient(x, upstream, local)
         else:
             (result,) = call(kernels.gradient, [x, upstream, vector, *ahead], [x.shape], [x.dtype])

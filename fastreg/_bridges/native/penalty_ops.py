@@ -122,7 +122,7 @@ def _slope(
     site: int,
 ) -> tf.Tensor:
     """The gradient with respect to x."""
-    if not tf.executing_eagerly() and in_xla():  # though the forward was not
+    if in_xla():  # though the forward was not
         return plain.gradient(x, upstream, _of_tensor(vector))
     GRADIENT.prepare(x.dtype, VARIANTS.index(variant))
     with on_host():

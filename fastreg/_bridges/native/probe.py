@@ -93,9 +93,9 @@ def _penalty(dtype: tf.DType, terms: int) -> None:
 @_probe
 def _lookup(dtype: tf.DType) -> None:
     table_ops.LOOKUP.prepare(dtype, tf.int32)
-    table, stamps = _table(dtype)
+    table = _table(dtype)
     _compare(
-        table_ops.LOOKUP(*table_ops.memory(table), *table_ops.memory(stamps), tf.constant([1, 0]), **{NAME: "probe"}),
+        table_ops.LOOKUP(*_inputs(table), tf.constant([1, 0]), **{NAME: "probe"}),
         [[0.5, 0.0], [1.0, -2.0]],
     )
 
@@ -106,13 +106,12 @@ def _update(dtype: tf.DType, rule: int) -> None:
     zero.
     """
     table_ops.UPDATE.prepare(dtype, tf.int32, rule)
-    table, stamps = _table(dtype)
+    table = _table(dtype)
     arithmetic = support.arithmetic_dtype(dtype)
     width = 1 if rule == updates.ROWWISE_ADAGRAD else 2
     slot = table_ops.memory(tf.Variable(tf.ones((2, width), arithmetic), trainable=False))
     table_ops.UPDATE(
-        *table_ops.memory(table),
-        *table_ops.memory(stamps),
+        *_inputs(table),
         *slot,
         *slot,
         tf.constant([0, 0]),
@@ -123,16 +122,21 @@ def _update(dtype: tf.DType, rule: int) -> None:
         **{VARIANT: VARIANTS[rule], NAME: "probe"},
     )
     step = 0.25 * np.sqrt(1 - 0.999) / (1 - 0.9) * 0.9 / (np.sqrt(0.999) + 1e-7) if rule == updates.ADAM else 0.0
-    _compare(table.read_value(), [[0.5 - step, -1.0 - step], [1.0, 0.0]], rtol=1e-2)
+    _compare(table[0].read_value(), [[0.5 - step, -1.0 - step], [1.0, 0.0]], rtol=1e-2)
 
 
-def _table(dtype: tf.DType) -> tuple[tf.Variable, tf.Variable]:
+def _table(dtype: tf.DType) -> tuple[tf.Variable, tf.Variable, tf.Variable]:
     """Two rows, of which the second was last written when P was twice what it is."""
-    numbers = [[1.0, 0.0], [2.0, 0.0], *state.INITIAL]
     return (
         tf.Variable(tf.constant([[1.0, -2.0], [1.0, 0.0]], dtype), trainable=False),
-        tf.Variable(tf.constant(numbers, tf.float64), trainable=False),
+        tf.Variable(tf.constant([[1.0, 0.0], [2.0, 0.0]], tf.float64), trainable=False),
+        tf.Variable(tf.constant(state.INITIAL, tf.float64), trainable=False),
     )
+
+
+def _inputs(table: tuple[tf.Variable, tf.Variable, tf.Variable]) -> tuple[tf.Tensor, ...]:
+    rows, stamps, numbers = table
+    return *table_ops.memory(rows), *table_ops.memory(stamps), table_ops.shared(numbers)
 
 
 def _compare(actual: Any, expected: Any, rtol: float = 1e-6) -> None:

@@ -62,9 +62,9 @@ def like_second_input(context, status):
 
 @callback(INFER)
 def looked_up(context, status):
-    """The shape of the fifth input, ids, and behind it that of a row of the second."""
+    """The shape of the sixth input, ids, and behind it that of a row of the second."""
     ids, table, row, both = capi.NewShape(), capi.NewShape(), capi.NewShape(), capi.NewShape()
-    capi.ShapeOfInput(context, 4, ids, status)
+    capi.ShapeOfInput(context, 5, ids, status)
     capi.ShapeOfInput(context, 1, table, status)
     capi.SubShape(context, table, 1, 2, row, status)
     capi.Concatenate(context, ids, row, both, status)

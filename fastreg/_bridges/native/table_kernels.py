@@ -42,9 +42,9 @@ from fastreg._bridges.state import (
     LARGEST_THRESHOLD,
     MEASURED,
     NOISE,
+    NUMBERS,
     OLD,
     PRODUCT,
-    ROWS,
     SMALLEST_PRODUCT,
     SUM_ABS,
     SUM_SQUARES,
@@ -68,20 +68,28 @@ def _mutex(data):
     return capi.pointer(capi.address(_mutexes_address()) + number * np.uintp(8 * _shared.MUTEX_WORDS))
 
 
-@inner
-def _state_of(stamps):
-    return stamps[stamps.shape[0] - ROWS :].reshape(-1)
+_REST = 5
+"""The first input behind those of the table that an op begins with."""
 
 
 @inner
 def _open(context, status):
-    """The table that an op begins with: two handles to be given back, rows, width, and the memory of rows and
-    stamps.
-    """
-    table_handle, stamps_handle = handle_of_input(context, 1, status), handle_of_input(context, 3, status)
-    height, width = capi.Dim(table_handle, 0), capi.Dim(table_handle, 1)
-    stamps = carray(capi.TensorData(stamps_handle), (height + ROWS, 2), np.float64)
-    return table_handle, stamps_handle, height, width, capi.TensorData(table_handle), stamps
+    """The table that an op begins with: handles, to be closed, rows, width, the memory of rows, stamps and state."""
+    handles = (
+        handle_of_input(context, 1, status),
+        handle_of_input(context, 3, status),
+        handle_of_input(context, 4, status),
+    )
+    height, width = capi.Dim(handles[0], 0), capi.Dim(handles[0], 1)
+    stamps = carray(capi.TensorData(handles[1]), (height, 2), np.float64)
+    state = carray(capi.TensorData(handles[2]), NUMBERS, np.float64)
+    return handles, height, width, capi.TensorData(handles[0]), stamps, state
+
+
+@inner
+def _close(handles):
+    for handle in handles:
+        capi.DeleteTensor(handle)
 
 
 _ID, _EQUALS, _NOT_IN, _END, _OF_TABLE = (
@@ -109,15 +117,13 @@ def _are_in_range(ids, count, name, status):
 
 
 @inner
-def _flush(x, stamps, kind, width):
+def _flush(x, stamps, state, kind, width):
     """Write the true weights of all rows. The sums count as old: a run that goes on after saving then has the losses of
     one that loads, to the last bit.
     """
-    state = _state_of(stamps)
-    marks = stamps[: stamps.shape[0] - ROWS]
-    tables.write(x, marks, state[PRODUCT], state[TOTAL], x, kind, width)
-    for row in range(marks.shape[0]):
-        marks[row, 0], marks[row, 1] = FRESH
+    tables.write(x, stamps, state[PRODUCT], state[TOTAL], x, kind, width)
+    for row in range(stamps.shape[0]):
+        stamps[row, 0], stamps[row, 1] = FRESH
     state[PRODUCT], state[TOTAL], state[AGE] = FRESH[0], FRESH[1], OLD
 
 
@@ -139,10 +145,9 @@ def _track(state, scale, threshold, changes):
 
 
 @inner
-def _measure(x, stamps, kind, width):
+def _measure(x, stamps, state, kind, width):
     """Sum the true weights up."""
-    state = _state_of(stamps)
-    found = tables.measure(x, stamps[: stamps.shape[0] - ROWS], state[PRODUCT], state[TOTAL], kind, width)
+    found = tables.measure(x, stamps, state[PRODUCT], state[TOTAL], kind, width)
     state[SUM_ABS], state[SUM_SQUARES], state[COUNT] = found[0], found[1], found[2]
     state[AGE], state[MEASURED], state[NOISE] = 0.0, state[TOTAL], 0.0
 
@@ -161,14 +166,14 @@ def _is_fresh(state):
 
 
 def lookup(dtype: tf.DType, ids_dtype: tf.DType) -> Any:
-    """`rows = FastregLookup(table_handle, table, stamps_handle, stamps, ids)`."""
+    """`rows = FastregLookup(table…, ids)`."""
     stored, arithmetic, number = kind(dtype)
     size, ids_kind = dtype.size, np.dtype(ids_dtype.as_numpy_dtype).type
 
     def compute(kernel, context):
         status = capi.NewStatus()
-        table_handle, stamps_handle, height, width, data, stamps = _open(context, status)
-        ids_handle = handle_of_input(context, 4, status)
+        table, height, width, data, stamps, state = _open(context, status)
+        ids_handle = handle_of_input(context, _REST, status)
         count = capi.Dim(ids_handle, 0)
         rows_handle = np.uintp(0)
         try:
@@ -180,7 +185,7 @@ def lookup(dtype: tf.DType, ids_dtype: tf.DType) -> Any:
                 rows_handle = output(context, 0, number, shape, count * width * size, status)
             if rows_handle != 0:
                 out = carray(capi.TensorData(rows_handle), count * width, stored)
-                of, state = np.empty(0, arithmetic), _state_of(stamps)
+                of = np.empty(0, arithmetic)
                 _lock(_mutex(data))
                 rows.look_up(x, stamps, ids, state[PRODUCT], state[TOTAL], out, of, width)
                 _unlock(_mutex(data))
@@ -188,8 +193,7 @@ def lookup(dtype: tf.DType, ids_dtype: tf.DType) -> Any:
         except Exception:
             no_memory(status)
         discard(rows_handle)
-        capi.DeleteTensor(table_handle)
-        capi.DeleteTensor(stamps_handle)
+        _close(table)
         capi.DeleteTensor(ids_handle)
         finish(context, status)
 
@@ -212,12 +216,24 @@ def update(dtype: tf.DType, ids_dtype: tf.DType, rule: int) -> Any:
 
     def compute(kernel, context):
         status = capi.NewStatus()
-        table_handle, stamps_handle, height, width, data, stamps = _open(context, status)
-        first_handle, second_handle = handle_of_input(context, 5, status), handle_of_input(context, 7, status)
-        ids_handle, gradient_handle = handle_of_input(context, 8, status), handle_of_input(context, 9, status)
-        rate_handle, scale_handle = handle_of_input(context, 10, status), handle_of_input(context, 11, status)
-        factors_handle, settings_handle = handle_of_input(context, 12, status), handle_of_input(context, 13, status)
-        step_handle = handle_of_input(context, 14, status)
+        table, height, width, data, stamps, state = _open(context, status)
+        first_handle, second_handle = (
+            handle_of_input(context, _REST + 1, status),
+            handle_of_input(context, _REST + 3, status),
+        )
+        ids_handle, gradient_handle = (
+            handle_of_input(context, _REST + 4, status),
+            handle_of_input(context, _REST + 5, status),
+        )
+        rate_handle, scale_handle = (
+            handle_of_input(context, _REST + 6, status),
+            handle_of_input(context, _REST + 7, status),
+        )
+        factors_handle, settings_handle = (
+            handle_of_input(context, _REST + 8, status),
+            handle_of_input(context, _REST + 9, status),
+        )
+        step_handle = handle_of_input(context, _REST + 10, status)
         count = capi.Dim(ids_handle, 0)
         x = carray(data, height * width, stored)
         first = carray(capi.TensorData(first_handle), capi.TensorElementCount(first_handle), arithmetic)
@@ -251,7 +267,6 @@ def update(dtype: tf.DType, ids_dtype: tf.DType, rule: int) -> Any:
                 sums = updates.summed(gradient, positions, where.size, scale, width)
                 changes, of = np.empty((rows.groups(where.size), rows.CHANGES)), np.empty(0, arithmetic)
                 _lock(_mutex(data))
-                state = _state_of(stamps)
                 is_measured = state[AGE] < OLD
                 if not is_measured:
                     changes = changes[:0]
@@ -263,14 +278,13 @@ def update(dtype: tf.DType, ids_dtype: tf.DType, rule: int) -> Any:
                 if is_measured:
                     _track(state, shrink, threshold, changes)
                 if product < SMALLEST_PRODUCT or product * total > LARGEST_THRESHOLD:
-                    _flush(x, stamps, of, width)
+                    _flush(x, stamps, state, of, width)
                 _unlock(_mutex(data))
                 counters.count_kernel_call()
         except Exception:
             no_memory(status)
+        _close(table)
         for handle in (
-            table_handle,
-            stamps_handle,
             first_handle,
             second_handle,
             ids_handle,
@@ -288,60 +302,56 @@ def update(dtype: tf.DType, ids_dtype: tf.DType, rule: int) -> Any:
 
 
 def flush(dtype: tf.DType) -> Any:
-    """`FastregFlush(table_handle, table, stamps_handle, stamps)`: nothing to do if no shrink is to come."""
+    """`FastregFlush(table…)`: nothing to do if no shrink is to come."""
     stored, arithmetic, _ = kind(dtype)
 
     def compute(kernel, context):
         status = capi.NewStatus()
-        table_handle, stamps_handle, height, width, data, stamps = _open(context, status)
+        table, height, width, data, stamps, state = _open(context, status)
         try:
             of = np.empty(0, arithmetic)
             _lock(_mutex(data))
-            if not _is_fresh(_state_of(stamps)):
-                _flush(carray(data, height * width, stored), stamps, of, width)
+            if not _is_fresh(state):
+                _flush(carray(data, height * width, stored), stamps, state, of, width)
                 counters.count_kernel_call()
             _unlock(_mutex(data))
         except Exception:
             no_memory(status)
-        capi.DeleteTensor(table_handle)
-        capi.DeleteTensor(stamps_handle)
+        _close(table)
         finish(context, status)
 
     return callback(COMPUTE)(compute)
 
 
 def weights(dtype: tf.DType) -> Any:
-    """`weights = FastregWeights(table_handle, table, stamps_handle, stamps)`: a copy of all true rows."""
+    """`weights = FastregWeights(table…)`: a copy of all true rows."""
     stored, arithmetic, number = kind(dtype)
     size = dtype.size
 
     def compute(kernel, context):
         status = capi.NewStatus()
-        table_handle, stamps_handle, height, width, data, stamps = _open(context, status)
+        table, height, width, data, stamps, state = _open(context, status)
         count = height * width
         weights_handle = np.uintp(0)
         try:
-            weights_handle = output(context, 0, number, shape_of(table_handle), count * size, status)
+            weights_handle = output(context, 0, number, shape_of(table[0]), count * size, status)
             if weights_handle != 0:
                 out, of = carray(capi.TensorData(weights_handle), count, stored), np.empty(0, arithmetic)
                 _lock(_mutex(data))
-                state = _state_of(stamps)
-                marks = stamps[:height]
-                tables.write(carray(data, count, stored), marks, state[PRODUCT], state[TOTAL], out, of, width)
+                tables.write(carray(data, count, stored), stamps, state[PRODUCT], state[TOTAL], out, of, width)
                 _unlock(_mutex(data))
                 counters.count_kernel_call()
         except Exception:
             no_memory(status)
         discard(weights_handle)
-        capi.DeleteTensor(table_handle)
-        capi.DeleteTensor(stamps_handle)
+        _close(table)
         finish(context, status)
 
     return callback(COMPUTE)(compute)
 
 
 def penalty(dtype: tf.DType) -> Any:
-    """`penalty = FastregTablePenalty(table_handle, table, stamps_handle, stamps, factors, every)`.
+    """`penalty = FastregTablePenalty(table…, factors, every)`.
 
     The sums are measured anew if they may be off and are `every` steps old; with `every` 0, if they are older than this
     step.
@@ -351,8 +361,11 @@ def penalty(dtype: tf.DType) -> Any:
 
     def compute(kernel, context):
         status = capi.NewStatus()
-        table_handle, stamps_handle, height, width, data, stamps = _open(context, status)
-        factors_handle, every_handle = handle_of_input(context, 4, status), handle_of_input(context, 5, status)
+        table, height, width, data, stamps, state = _open(context, status)
+        factors_handle, every_handle = (
+            handle_of_input(context, _REST, status),
+            handle_of_input(context, _REST + 1, status),
+        )
         factors = carray(capi.TensorData(factors_handle), 2, np.float64)
         every = carray(capi.TensorData(every_handle), 1, np.int64)[0]
         penalty_handle = np.uintp(0)
@@ -362,10 +375,9 @@ def penalty(dtype: tf.DType) -> Any:
                 value = 0.0
                 _lock(_mutex(data))
                 try:
-                    state = _state_of(stamps)
                     is_old = state[AGE] >= 1.0 if every == 0 else state[AGE] >= every and _are_doubtful(state)
                     if (factors[0] != 0.0 or factors[1] != 0.0) and (is_old or state[AGE] >= OLD):
-                        _measure(carray(data, height * width, stored), stamps, np.empty(0, arithmetic), width)
+                        _measure(carray(data, height * width, stored), stamps, state, np.empty(0, arithmetic), width)
                         counters.count_kernel_call()
                     value = weighted(np.maximum(state[SUM_ABS : SUM_SQUARES + 1], 0.0), factors[0], factors[1])
                 except Exception:
@@ -375,8 +387,7 @@ def penalty(dtype: tf.DType) -> Any:
         except Exception:
             no_memory(status)
         discard(penalty_handle)
-        capi.DeleteTensor(table_handle)
-        capi.DeleteTensor(stamps_handle)
+        _close(table)
         capi.DeleteTensor(factors_handle)
         capi.DeleteTensor(every_handle)
         finish(context, status)
@@ -385,13 +396,13 @@ def penalty(dtype: tf.DType) -> Any:
 
 
 def count_zeros(dtype: tf.DType) -> Any:
-    """`count = FastregCountZeros(table_handle, table, stamps_handle, stamps)`: of the true weights."""
+    """`count = FastregCountZeros(table…)`: of the true weights."""
     stored, arithmetic, _ = kind(dtype)
     number = tf.int64.as_datatype_enum
 
     def compute(kernel, context):
         status = capi.NewStatus()
-        table_handle, stamps_handle, height, width, data, stamps = _open(context, status)
+        table, height, width, data, stamps, state = _open(context, status)
         count_handle = np.uintp(0)
         try:
             count_handle = scalar_output(context, 0, number, 8, status)
@@ -399,8 +410,8 @@ def count_zeros(dtype: tf.DType) -> Any:
                 zeros = 0
                 _lock(_mutex(data))
                 try:
-                    x, of, state = carray(data, height * width, stored), np.empty(0, arithmetic), _state_of(stamps)
-                    found = tables.measure(x, stamps[:height], state[PRODUCT], state[TOTAL], of, width)
+                    x, of = carray(data, height * width, stored), np.empty(0, arithmetic)
+                    found = tables.measure(x, stamps, state[PRODUCT], state[TOTAL], of, width)
                     zeros = height * width - np.int64(found[2])
                 except Exception:
                     no_memory(status)
@@ -410,8 +421,7 @@ def count_zeros(dtype: tf.DType) -> Any:
         except Exception:
             no_memory(status)
         discard(count_handle)
-        capi.DeleteTensor(table_handle)
-        capi.DeleteTensor(stamps_handle)
+        _close(table)
         finish(context, status)
 
     return callback(COMPUTE)(compute)

@@ -12,7 +12,7 @@ from fastreg._bridges.native import messages, shapes
 from fastreg._bridges.native import table_kernels as kernels
 from fastreg._bridges.native.op import FLOATS, VARIANT, VARIANT_TYPES, Op
 
-_TABLE = ("table_handle: resource", "table: T", "stamps_handle: resource", "stamps: double")
+_TABLE = ("table_handle: resource", "table: T", "stamps_handle: resource", "stamps: double", "numbers: double")
 _IDS = "I: {int32, int64}"
 _NAME = f"{messages.NAME}: string"
 _ARITHMETIC = "A: {float, double}"
@@ -100,23 +100,29 @@ def memory(variable: tf.Variable) -> tuple[tf.Tensor, tf.Tensor]:
     A sparse op of TensorFlow's makes the variable one that is copied when it is read; reading without a copy is what
     undoes that, so that the op never writes to a copy.
     """
-    with record.stop_recording():  # a tape would keep the tensor
+    with record.stop_recording():
         tf.raw_ops.DisableCopyOnRead(resource=variable.handle)
+    return variable.handle, shared(variable)
+
+
+def shared(variable: tf.Variable) -> tf.Tensor:
+    """A tensor that shares the memory of a variable that no sparse op ever takes."""
+    with record.stop_recording():  # a tape would keep the tensor
         tensor = tf.raw_ops.ReadVariableOp(resource=variable.handle, dtype=variable.dtype)
     tensor.set_shape(variable.shape)
-    return variable.handle, tensor
+    return tensor
 
 
 @LOOKUP.gradient
 def _gradient_of_lookup(op: Any, upstream: tf.Tensor) -> Any:
     """Rows of the table: with respect to the resource, as of TensorFlow's own lookup."""
-    return slices.of_lookup(upstream, op.inputs[4], op.inputs[1].shape.as_list()), None, None, None, None
+    return slices.of_lookup(upstream, op.inputs[5], op.inputs[1].shape.as_list()), None, None, None, None, None
 
 
 @PENALTY.gradient
 def _gradient_of_penalty(op: Any, upstream: tf.Tensor) -> Any:
     """The weight of the penalty in the loss, on its way to the optimizer: with respect to the resource too."""
-    return slices.of_penalty(upstream, op.inputs[1].shape.as_list()), None, None, None, None, None
+    return slices.of_penalty(upstream, op.inputs[1].shape.as_list()), None, None, None, None, None, None
 
 
 for _op in (UPDATE, FLUSH, COUNT_ZEROS, SUM_DUPLICATES):
@@ -127,4 +133,4 @@ for _op in (UPDATE, FLUSH, COUNT_ZEROS, SUM_DUPLICATES):
 def _gradient_of_weights(op: Any, upstream: tf.Tensor) -> Any:
     """All rows of the table: with respect to the resource."""
     upstream = tf.ensure_shape(upstream, op.inputs[1].shape)
-    return slices.of_all(upstream), None, None, None
+    return slices.of_all(upstream), None, None, None, None

@@ -9,7 +9,6 @@ import tensorflow as tf
 from tensorflow.python.ops.handle_data_util import get_resource_handle_data
 
 import fastreg
-from fastreg._bridges import state
 from fastreg._bridges.native.table_ops import memory
 
 pytestmark = pytest.mark.parametrize("way", ["auto"], indirect=True)
@@ -60,14 +59,14 @@ def train_step(optimizer, embedding, penalty, **options):
 def table_sized(operation):
     """Whether the operation takes or gives a tensor with a row for every row of the table, or of its stamps."""
     tensors = [*operation.inputs, *operation.outputs]
-    return any({ROWS, ROWS + state.ROWS} & set(t.shape.as_list() if t.shape.rank is not None else []) for t in tensors)
+    return any({ROWS} & set(t.shape.as_list() if t.shape.rank is not None else []) for t in tensors)
 
 
 def of_a_table(tensor):
     """Whether a resource is a variable with a row for every row of the table."""
     data = get_resource_handle_data(tensor)
     sizes = {dimension.size for entry in data.shape_and_type for dimension in entry.shape.dim}
-    return bool({ROWS, ROWS + state.ROWS} & sizes)
+    return bool({ROWS} & sizes)
 
 
 def lends(operation):

@@ -146,7 +146,7 @@ def test_the_threshold_restarts_before_it_loses_digits(lazy, float64):
     weights = plan.train(layer, lazy.optimizer("sgd", 0.5))
     expected = lazy.oracle(plan, "sgd", [0.5] * 300, l1=2.0, start=plan.start * 1000)
     assert lazy.error(weights, expected) < 1e-12
-    assert np.prod(layer.embeddings._value.stamps.numpy()[-state.ROWS]) < 64
+    assert np.prod(layer.embeddings._value.numbers.numpy()[: state.SUM_ABS]) < 64
 
 
 @pytest.mark.parametrize("where", ["branch", "function", "neither"])
