@@ -155,9 +155,10 @@ def inspect(model: keras.Model) -> list[RegularizedValue]:
     }
     compiled = getattr(model, "compiled", False)
     eager = compiled and bool(model.run_eagerly)
-    row = functools.partial(_row, eager=eager, xla=compiled and not eager and bool(model.jit_compile))
+    xla = compiled and not eager and bool(model.jit_compile)
+    row = functools.partial(_row, eager=eager, xla=xla)
     rows = [
-        _lazy_row(variable)
+        _lazy_row(variable, xla)
         if isinstance(variable, LazyTable)
         else row(
             variable.path,
@@ -243,8 +244,8 @@ def _followed_by(action: Callable[[keras.layers.Layer], None], layer: keras.laye
     return method
 
 
-def _lazy_row(table: LazyTable) -> RegularizedValue:
-    reason = f"a lazily regularised table, by {table.served_by()}"
+def _lazy_row(table: LazyTable, xla: bool) -> RegularizedValue:
+    reason = f"a lazily regularised table, by {table.served_by(xla)}"
     return RegularizedValue(
         table.path, "weight", table.penalised_by, math.prod(table.shape), table.dtype, "lazy", reason
     )

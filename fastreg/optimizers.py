@@ -7,6 +7,7 @@ from typing import Any
 
 import keras
 
+from fastreg._bridges import support
 from fastreg._changes import Changes
 from fastreg._tables import loss_scaling, rules, step
 from fastreg._tables.forwarding import forward
@@ -127,6 +128,19 @@ class LazyRegularization(keras.optimizers.Optimizer):  # type: ignore[misc]
         else:
             self.inner_optimizer.apply(grads, variables)
 
+    def finalize_variable_values(self, var_list: Sequence[Any]) -> None:
+        """As Keras's optimizers, at the end of `fit`; raises what went wrong in a step that XLA compiled.
+
+        Raises
+        ------
+        tf.errors.InvalidArgumentError
+            If a table was given an id that is none of its rows, or a shrink that would turn weights around.
+        """
+        for variable in var_list:
+            if isinstance(variable, LazyTable):
+                variable.raise_fault()
+        super().finalize_variable_values(var_list)
+
     def scale_loss(self, loss: Any) -> Any:
         """The loss times the loss scale, if there is one."""
         return self.inner_optimizer.scale_loss(loss)
@@ -227,7 +241,7 @@ class LazyRegularization(keras.optimizers.Optimizer):  # type: ignore[misc]
     def _add_slot(
         self, table: LazyTable, name: str, shape: tuple[int, ...], initializer: Any, dtype: str
     ) -> keras.Variable:
-        with keras.name_scope(self.name, caller=self):
+        with keras.name_scope(self.name, caller=self), support.beside(table._value):
             slot = rules.Slot(
                 initializer,
                 shape=shape,

@@ -51,6 +51,11 @@ def on_host() -> contextlib.AbstractContextManager[Any]:
     return tf.device("CPU:0") if has_gpu() else contextlib.nullcontext()
 
 
+def beside(variable: tf.Variable) -> contextlib.AbstractContextManager[Any]:
+    """Have ops run where a variable is: nothing to say where there is one place, or where XLA compiles for one."""
+    return tf.device(variable.device) if has_gpu() and not in_xla() else contextlib.nullcontext()
+
+
 def is_likely_on_gpu(x: tf.Tensor) -> bool:
     """Whether a tensor is on a GPU, or will be: what is not placed yet, TensorFlow places there if there is one."""
     if x.device:

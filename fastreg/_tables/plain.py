@@ -31,8 +31,24 @@ def shrink(rows: tf.Tensor, scale: tf.Tensor, threshold: tf.Tensor) -> tf.Tensor
     return scaled - tf.maximum(tf.minimum(scaled, bound), -bound)
 
 
-def lookup(variable: Any, ids: tf.Tensor) -> tf.Tensor:
-    """See `TableVariable.lookup`."""
+def lookup(variable: Any, ids: tf.Tensor, run: Callable[..., Any] | None = None) -> tf.Tensor:
+    """See `TableVariable.lookup`; `run` looks up in the place of `looked_up`."""
+    rows, ids = (run or looked_up)(variable, ids)
+    rows.set_shape([None, variable.shape[1]])
+    shape, in_branch = variable.shape.as_list(), _in_branch()
+
+    @differentiable
+    def through(source: tf.Tensor) -> Any:  # noqa: ARG001
+        def backward(upstream: tf.Tensor) -> Any:
+            return upstream if in_branch else slices.of_lookup(upstream, ids, shape)
+
+        return tf.identity(rows), backward
+
+    return through(_gather(variable, ids) if in_branch else variable.handle)
+
+
+def looked_up(variable: Any, ids: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """True rows, and the ids of their gradient."""
     numbers = _numbers(variable)
     stored = _gather(variable, ids)
     with tf.control_dependencies([stored]):  # which knows how many rows there are, and fails if an id is beyond them
@@ -44,22 +60,12 @@ def lookup(variable: Any, ids: tf.Tensor) -> tf.Tensor:
         # Looked up before the update, not again after it, for which the table would have to be copied.
         rows = xla.read_once(rows)
         ids = tf.where(ids < 0, ids - 1, ids)  # so that no row that was asked for has the index of no row
-    rows.set_shape([None, variable.shape[1]])
-    shape, in_branch = variable.shape.as_list(), _in_branch()
-
-    @differentiable
-    def through(source: tf.Tensor) -> Any:  # noqa: ARG001
-        def backward(upstream: tf.Tensor) -> Any:
-            return upstream if in_branch else slices.of_lookup(upstream, ids, shape)
-
-        return tf.identity(rows), backward
-
-    return through(stored if in_branch else variable.handle)
+    return rows, ids
 
 
-def weights(variable: Any) -> tf.Tensor:
-    """A copy of the true weights, with the gradient of a whole read."""
-    rows = _true(variable)
+def weights(variable: Any, run: Callable[..., Any] | None = None) -> tf.Tensor:
+    """A copy of the true weights, with the gradient of a whole read; `run` computes in the place of `true_rows`."""
+    rows = (run or true_rows)(variable)
 
     @differentiable
     def through(source: tf.Tensor) -> Any:  # noqa: ARG001
@@ -75,7 +81,7 @@ def update(variable: Any, ids: tf.Tensor, gradient: tf.Tensor, step: Any, factor
     if step.is_implicit:
         scale = 1.0 / (1.0 + 2.0 * step.rate * factors[1])
         threshold *= scale
-    is_shrink = scale > 0.0
+    is_shrink = (scale > 0.0) & (step.rate >= 0.0) & tf.reduce_all(factors >= 0.0)
     fault = tf.zeros(2, tf.float64)
     if support.in_xla():
         fault = _fault(numbers, ids, _invalid(variable, ids), is_shrink, step.number)
@@ -111,15 +117,9 @@ def flush(variable: Any) -> None:
     _when(is_due, lambda: _write(variable))
 
 
-def penalty(variable: Any, factors: Factors, every: int) -> tf.Tensor:
-    """See `TableVariable.penalty`."""
-    numbers = _numbers(variable)
-    vector = factors.vector()
-    age = numbers[state.AGE]
-    is_old = age >= 1.0 if every == 0 else (age >= every) & _are_doubtful(numbers)
-    numbers = _measured(variable, numbers, (is_old | (age >= state.OLD)) & tf.reduce_any(vector != 0.0))
-    total = tf.reduce_sum(tf.math.multiply_no_nan(tf.maximum(numbers[state.SUM_ABS : state.COUNT], 0.0), vector))
-    value = tf.stop_gradient(tf.cast(total, variable.dtype))
+def penalty(variable: Any, factors: Factors, every: int, run: Callable[..., Any] | None = None) -> tf.Tensor:
+    """See `TableVariable.penalty`; `run` computes in the place of `penalty_value`."""
+    value = run(variable, factors.vector()) if run else penalty_value(variable, factors.vector(), every)
     shape, in_branch = variable.shape.as_list(), _in_branch()
 
     @differentiable
@@ -132,9 +132,19 @@ def penalty(variable: Any, factors: Factors, every: int) -> tf.Tensor:
     return through(_row_beyond(variable) if in_branch else variable.handle)
 
 
+def penalty_value(variable: Any, vector: tf.Tensor, every: int) -> tf.Tensor:
+    """The penalty, by a vector of factors."""
+    numbers = _numbers(variable)
+    age = numbers[state.AGE]
+    is_old = age >= 1.0 if every == 0 else (age >= every) & _are_doubtful(numbers)
+    numbers = _measured(variable, numbers, (is_old | (age >= state.OLD)) & tf.reduce_any(vector != 0.0))
+    total = tf.reduce_sum(tf.math.multiply_no_nan(tf.maximum(numbers[state.SUM_ABS : state.COUNT], 0.0), vector))
+    return tf.stop_gradient(tf.cast(total, variable.dtype))
+
+
 def count_zeros(variable: Any) -> tf.Tensor:
     """See `TableVariable.count_zeros`."""
-    rows = _true(variable)
+    rows = true_rows(variable)
     return tf.reduce_sum(tf.cast(rows == 0, tf.int64))
 
 
@@ -243,7 +253,7 @@ def _factors(numbers: tf.Tensor, marks: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor
     return product / marks[:, :1], product * (total - marks[:, 1:])
 
 
-def _true(variable: Any) -> tf.Tensor:
+def true_rows(variable: Any) -> tf.Tensor:
     """All true rows."""
     wide = tf.cast(variable.stored(), support.arithmetic_dtype(variable.dtype))
     return tf.cast(shrink(wide, *_factors(_numbers(variable), variable.stamps.stored())), variable.dtype)
@@ -251,14 +261,14 @@ def _true(variable: Any) -> tf.Tensor:
 
 def _write(variable: Any) -> None:
     """Write the true weights; the sums count as never measured."""
-    variable.assign(_true(variable))  # which restarts the stamps
+    variable.assign(true_rows(variable))  # which restarts the stamps
 
 
 def _measured(variable: Any, numbers: tf.Tensor, is_due: tf.Tensor) -> tf.Tensor:
     """The numbers of a table, with its true weights summed up anew, in float64, if that is due."""
 
     def measured() -> tf.Tensor:
-        rows = tf.abs(tf.cast(_true(variable), tf.float64))
+        rows = tf.abs(tf.cast(true_rows(variable), tf.float64))
         zero, count = tf.zeros((), tf.float64), tf.reduce_sum(tf.cast(rows != 0.0, tf.float64))
         sums = [tf.reduce_sum(rows), tf.reduce_sum(tf.square(rows)), count, zero, numbers[state.TOTAL], zero]
         return tf.concat([numbers[: state.SUM_ABS], sums, numbers[state.FAULT :]], 0)

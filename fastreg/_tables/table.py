@@ -193,9 +193,15 @@ class LazyTable(keras.Variable):  # type: ignore[misc]
             stacklevel=2,
         )
 
-    def served_by(self) -> str:
-        """What its ops are here and now: native ones, or TensorFlow's."""
+    def served_by(self, xla: bool) -> str:
+        """What its ops are, here and now or under XLA: native ones, or TensorFlow's."""
+        if xla:
+            return "TensorFlow's ops, compiled by XLA"
         return "native ops" if self._value.is_native() else "TensorFlow's ops"
+
+    def raise_fault(self) -> None:
+        """Raise what went wrong in a step that XLA compiled: see `TableVariable.raise_fault`."""
+        self._value.raise_fault()
 
     def sum_duplicates(self, values: tf.Tensor, ids: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Sums of the rows of `values` that have the same id, in the order of the ids, and the ids, each once."""

@@ -7,8 +7,9 @@ the ops of tables (`native`, `plain`) use its memory.
 
 from __future__ import annotations
 
+import contextlib
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import tensorflow as tf
@@ -20,7 +21,7 @@ from fastreg._bridges import native as bridge
 from fastreg._bridges import plain as formulas
 from fastreg._bridges.factors import Factors
 from fastreg._bridges.settings import settings
-from fastreg._tables import native, plain
+from fastreg._tables import clusters, native, plain
 
 
 class OwnVariable(ResourceVariable):  # type: ignore[misc]
@@ -36,8 +37,7 @@ class OwnVariable(ResourceVariable):  # type: ignore[misc]
     """
 
     def __init__(self, initial_value: Callable[[], Any], *, dtype: Any, **options: Any) -> None:
-        with support.on_host():
-            super().__init__(lambda: _copy(tf.cast(initial_value(), dtype)), dtype=dtype, **options)
+        super().__init__(lambda: _copy(tf.cast(initial_value(), dtype)), dtype=dtype, **options)
 
     def stored(self) -> tf.Tensor:
         """A copy of the memory."""
@@ -61,7 +61,9 @@ class OwnVariable(ResourceVariable):  # type: ignore[misc]
 
 
 class TableVariable(OwnVariable):
-    """A variable of shape (rows, width), in the host's memory, also where there is a GPU; parameters as above.
+    """A variable of shape (rows, width); parameters as above.
+
+    It is where TensorFlow puts it: on the GPU, if there is one, unless `tf.device` says otherwise.
 
     Attributes
     ----------
@@ -69,12 +71,15 @@ class TableVariable(OwnVariable):
         What messages call it.
     stamps, numbers : tf.Variable of shape (rows, 2), and a vector, float64
         The state; see `fastreg._bridges.state`.
+    clusters : dict
+        Ops that XLA has compiled.
     """
 
     def __init__(self, initial_value: Callable[[], Any], *, path: str, dtype: Any, **options: Any) -> None:
-        self.path, self._has_warned = path, False
+        self.path, self._has_warned, self._may_have_faults = path, False, False
+        self.clusters: dict[Any, Callable[..., Any]] = {}
         super().__init__(initial_value, dtype=dtype, **options)
-        with support.on_host():
+        with support.beside(self):
             self.stamps = OwnVariable(self._initial_stamps, dtype=tf.float64, trainable=False)
             self.numbers = OwnVariable(lambda: state.INITIAL, dtype=tf.float64, trainable=False)
         buffers.clear_after(self)
@@ -92,7 +97,7 @@ class TableVariable(OwnVariable):
         variable_accessed(self)  # so that tapes watch it
         if self._is_for_a_file():
             return tf.raw_ops.ResourceGather(resource=self.handle, indices=ids, dtype=self.dtype)
-        with support.on_host():
+        with self._in_use():
             return self._way().lookup(self, ids)
 
     def update(self, ids: tf.Tensor, gradient: tf.Tensor, step: Any, factors: tf.Tensor) -> None:
@@ -114,12 +119,14 @@ class TableVariable(OwnVariable):
         tf.errors.InvalidArgumentError
             At run time, if `1 - 2 * learning_rate * l2` is not positive, which would turn weights around.
         """
-        with support.on_host():
-            self._way(step.rule).update(self, ids, gradient, step, factors)
+        way = self._way(step.rule)
+        self._may_have_faults |= way is clusters or support.in_xla()
+        with self._in_use():
+            way.update(self, ids, gradient, step, factors)
 
     def flush(self) -> None:
         """Write the true weights of all rows; nothing to do if they are there already."""
-        with support.on_host():
+        with self._in_use():
             self._way().flush(self)
 
     def penalty(self, factors: Factors, every: int) -> tf.Tensor:
@@ -130,17 +137,17 @@ class TableVariable(OwnVariable):
         variable_accessed(self)
         if self._is_for_a_file():
             return formulas.penalty(super()._read_variable_op(), factors)
-        with support.on_host():
+        with self._in_use():
             return self._way().penalty(self, factors, every)
 
     def count_zeros(self) -> tf.Tensor:
         """How many true weights are exactly zero."""
-        with support.on_host():
+        with self._in_use():
             return self._way().count_zeros(self)
 
     def sum_duplicates(self, values: tf.Tensor, ids: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Sums of the rows of `values` that have the same id, and the ids, each once."""
-        with support.on_host():
+        with self._in_use():
             sums: tuple[tf.Tensor, tf.Tensor] = self._way().sum_duplicates(self, values, ids)
         return sums
 
@@ -155,11 +162,46 @@ class TableVariable(OwnVariable):
 
     def _way(self, rule: int | None = None) -> Any:
         """Native ops where they can run, for updates by this rule, else TensorFlow's."""
-        if settings.bridge not in ("auto", "native"):
-            return plain
         if support.in_xla() or (saving.is_saving() and not tf.executing_eagerly()):
             return plain
+        if self._is_on_gpu():
+            return clusters
+        if settings.bridge not in ("auto", "native"):
+            return plain
         return native if bridge.table_obstacle(self.dtype, rule) is None else plain
+
+    def _is_on_gpu(self) -> bool:
+        return "GPU" in self.device
+
+    @contextlib.contextmanager
+    def _in_use(self) -> Iterator[None]:
+        """Have ops run beside the table, after what went wrong since it was last used was raised."""
+        self.raise_fault()
+        with support.beside(self):
+            yield
+
+    def raise_fault(self) -> None:
+        """Raise what went wrong in a step that XLA compiled, which cannot raise it; nothing to do in a graph.
+
+        Raises
+        ------
+        tf.errors.InvalidArgumentError
+            The first time after the step.
+        """
+        if not self._may_have_faults or not tf.executing_eagerly():
+            return
+        fault, of = plain.take_fault(self)
+        if fault == state.INVALID_ID:
+            message = f"id {of:.0f} is not in [0, {self.shape[0]}) for the table {self.path}; its rows were NaN"
+        elif fault == state.INVALID_SHRINK:
+            message = (
+                "the learning rate, the weight of the penalty in the loss, or their product with l2, in step "
+                f"{of:.0f} for the table {self.path}: expected non-negative numbers, 2 * learning_rate * l2 < 1; its "
+                "rows are NaN since. LazyRegularization(..., implicit=True) takes any l2"
+            )
+        else:
+            return
+        raise tf.errors.InvalidArgumentError(None, None, f"Invalid value in code that XLA compiled: {message}.")
 
     def _is_for_a_file(self) -> bool:
         """Whether what is being traced will be saved, with true weights, which are written now."""
@@ -187,7 +229,7 @@ class TableVariable(OwnVariable):
                 stacklevel=2,
             )
         variable_accessed(self)
-        with support.on_host():
+        with self._in_use():
             return self._way().weights(self)
 
     def sparse_read(self, indices: Any, name: str | None = None) -> tf.Tensor:
@@ -223,8 +265,7 @@ class TableVariable(OwnVariable):
 
 def _copy(x: tf.Tensor) -> tf.Tensor:
     """The same values in memory of their own."""
-    with support.on_host():
-        return tf.raw_ops.DeepCopy(x=x)
+    return tf.raw_ops.DeepCopy(x=x)
 
 
 def _writing(name: str) -> Callable[..., Any]:

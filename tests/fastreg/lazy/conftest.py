@@ -64,7 +64,7 @@ class Plan:
             optimizer.apply(tape.gradient(loss, layer.trainable_weights), layer.trainable_weights)
 
         if graph:
-            step = tf.function(step)
+            step = tf.function(step, jit_compile=graph == "xla")
         for number in range(len(self)) if steps is None else steps:
             before(number)
             step(tf.constant(self.ids[number], tf.int32), tf.constant(self.gradients[number]))

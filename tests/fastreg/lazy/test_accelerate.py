@@ -569,13 +569,16 @@ def test_a_function_that_was_traced_before_does_not_go_on(lazy):
     np.testing.assert_array_equal(layer(tf.constant([3])), layer.embeddings.numpy()[3:4])
 
 
-def test_xla_is_switched_off():
-    model = build("own step", "sgd", jit_compile=True)
+def test_xla_stays_on():
+    model, other = (build("own step", "sgd", jit_compile=jit) for jit in (True, False))
+    for each in (model, other):
+        fastreg.accelerate(each, lazy=True)
+        fit(each, DATA)
     assert model.jit_compile
-    fastreg.accelerate(model, lazy=True)
-    assert not model.jit_compile
-    assert not model.get_compile_config()["jit_compile"]
-    fit(model, DATA)
+    assert model.get_compile_config()["jit_compile"]
+    assert "compiled by XLA" in next(row.reason for row in fastreg.inspect(model) if row.bridge == "lazy")
+    for weight, same in zip(model.get_weights(), other.get_weights(), strict=True):
+        np.testing.assert_allclose(weight, same, rtol=0, atol=1e-6)
 
 
 def test_distributed_models_stay_dense():

@@ -176,28 +176,6 @@ def test_quantization_without_a_regularizer(mode):
     np.testing.assert_array_equal(found[1], found[2])
 
 
-def test_xla(lazy):
-    """Keras leaves XLA off, also where it is asked for; elsewhere lookups compile, and training says the way out."""
-    x, y = lazy.data()
-    assert not lazy.compiled(fastreg.L2(L2), fastreg.LazyRegularization("sgd")).jit_compile
-    optimizer = fastreg.LazyRegularization("sgd")
-    with pytest.warns(UserWarning, match="Proceeding with `jit_compile=False`"):
-        model = lazy.compiled(fastreg.L2(L2), optimizer, jit_compile=True)
-    fit(model, x, y)
-    layer, ids = model.layers[1], tf.constant([3, 1, 3])
-    compiled = tf.function(layer.__call__, jit_compile=True)(ids)
-    np.testing.assert_allclose(compiled, layer(ids), rtol=1e-6)
-
-    @tf.function(jit_compile=True)
-    def step():
-        with tf.GradientTape() as tape:
-            loss = tf.reduce_sum(layer(ids))
-        optimizer.apply(tape.gradient(loss, layer.trainable_weights), layer.trainable_weights)
-
-    with pytest.raises(NotImplementedError, match="jit_compile=False"):
-        step()
-
-
 @pytest.mark.parametrize(
     ("ids", "dtype"),
     [([23], "int32"), ([-1], "int32"), ([0, 1, 1000], "int64"), ([1, 2**32 + 1], "int64")]
@@ -224,14 +202,6 @@ def test_ids_out_of_range(lazy, ids, dtype, penalty, graph):
 def test_ids_of_any_dtype(lazy, dtype, penalty):
     layer = fastreg.Embedding(23, 5, embeddings_regularizer=penalty)
     np.testing.assert_array_equal(layer(tf.constant([3, 22, 3], dtype)), layer(tf.constant([3, 22, 3])))
-
-
-def test_ids_out_of_range_under_xla(lazy):
-    """Where no op can fail, and XLA would take the nearest row."""
-    layer = lazy.plan(1).layer(fastreg.L2(), "float32")
-    rows = tf.function(layer.__call__, jit_compile=True)(tf.constant([1, 23, -1, 2], tf.int64))
-    np.testing.assert_array_equal(np.isnan(rows).all(axis=1), [False, True, True, False])
-    np.testing.assert_array_equal(tf.gather(rows, [0, 3]), layer(tf.constant([1, 2])))
 
 
 def test_a_learning_rate_that_would_turn_weights_around(lazy, float64):
