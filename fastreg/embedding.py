@@ -166,7 +166,7 @@ class Embedding(keras.layers.Embedding):  # type: ignore[misc]
         ------
         tf.errors.InvalidArgumentError
             At run time, if an id is negative or not below `input_dim`. XLA cannot raise it: of a lazily regularised
-            table the row is NaN there.
+            table the row is NaN there, and a training step raises it when the table is next used outside.
         """
         if self.lora_enabled or self.quantization_mode is not None:
             return super().call(inputs)

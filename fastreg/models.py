@@ -60,8 +60,8 @@ def accelerate(model: keras.Model, lazy: bool = False) -> keras.Model:
     subclasses of Keras's) are left alone. Works before and after `compile`, `build` and `fit`: functions that Keras has
     traced are traced anew when next used; weights and optimizer state are kept.
 
-    Where Keras compiles the model with XLA (`jit_compile=True`, and by default on a machine with a GPU), the penalties
-    are computed by TensorFlow's own ops, as before: compile with `jit_compile=False` to use the kernels.
+    Where Keras compiles the model with XLA (`jit_compile=True`, and by default on a machine with a GPU), penalties and
+    lazy tables are TensorFlow's own ops: compile with `jit_compile=False` to use the kernels.
 
     Parameters
     ----------
