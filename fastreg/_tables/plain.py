@@ -82,7 +82,7 @@ def update(variable: Any, ids: tf.Tensor, gradient: tf.Tensor, step: Any, factor
         scale = 1.0 / (1.0 + 2.0 * step.rate * factors[1])
         threshold *= scale
     is_shrink = (scale > 0.0) & (step.rate >= 0.0) & tf.reduce_all(factors >= 0.0)
-    fault = tf.zeros(2, tf.float64)
+    fault = numbers[state.FAULT :]
     if support.in_xla():
         fault = _fault(numbers, ids, _invalid(variable, ids), is_shrink, step.number)
         scale = tf.where(is_shrink, scale, float("nan"))
@@ -261,7 +261,9 @@ def true_rows(variable: Any) -> tf.Tensor:
 
 def _write(variable: Any) -> None:
     """Write the true weights; the sums count as never measured."""
+    fault = _numbers(variable)[state.FAULT :]
     variable.assign(true_rows(variable))  # which restarts the stamps
+    _set_numbers(variable, tf.concat([tf.constant(state.INITIAL[: state.FAULT], tf.float64), fault], 0))
 
 
 def _measured(variable: Any, numbers: tf.Tensor, is_due: tf.Tensor) -> tf.Tensor:
