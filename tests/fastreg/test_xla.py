@@ -8,7 +8,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 import tensorflow as tf
-from fastreg_benchmarks.hlo import traffic
+from fastreg_benchmarks.hlo import text, traffic
 from fastreg_kernels import reference
 
 import fastreg
@@ -117,9 +117,9 @@ def optimised(layer, inputs, optimizer):
     return function.experimental_get_compiler_ir(inputs)(stage="optimized_hlo")
 
 
-def passes(text, nbytes):
+def passes(hlo, nbytes):
     """How many kernels go over a weight of so many bytes, how many of them reduce it, and all that they move."""
-    kernels = [kernel for kernel in traffic.count(text).kernels if kernel.bytes >= nbytes]
+    kernels = [kernel for kernel in traffic.count(hlo).kernels if kernel.bytes >= nbytes]
     reductions = [kernel for kernel in kernels if kernel.read >= nbytes and kernel.written <= nbytes / 8]
     return len(kernels), len(reductions), sum(kernel.bytes for kernel in kernels)
 
@@ -127,10 +127,22 @@ def passes(text, nbytes):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_value_and_gradient_have_one_sum(dtype):
     x = tf.constant(numbers()[: 1 << 16].astype(dtype))
-    texts = [compiled(name, dtype).experimental_get_compiler_ir(x)(stage="optimized_hlo") for name in PENALTIES]
-    ours, theirs = (passes(text, x.numpy().nbytes) for text in texts)
+    both = [compiled(name, dtype).experimental_get_compiler_ir(x)(stage="optimized_hlo") for name in PENALTIES]
+    ours, theirs = (passes(hlo, x.numpy().nbytes) for hlo in both)
     assert ours[1] == 1
     assert all(our < their for our, their in zip(ours, theirs, strict=True)), (ours, theirs)
+
+
+@pytest.mark.parametrize("size", [5 << 10, (1 << 31) + 1029])
+def test_what_xla_must_not_see_through(size):
+    """The weight that is read, and the sums of blocks, which are added up in float64: of any size."""
+    x, blocks, rest = tf.TensorSpec([size]), size >> 10, size % 1024
+    hlo = compiled("fastreg", "float32").experimental_get_compiler_ir(x)(stage="hlo")
+    instructions = [i for each in text.parse(hlo).computations.values() for i in each.instructions.values()]
+    barriers = [array.elements for i in instructions if i.opcode == "opt-barrier" for array in i.arrays]
+    assert sorted(barriers) == [blocks + rest, size]
+    reductions = [array for i in instructions if i.opcode == "reduce" for array in i.arrays]
+    assert sorted(reductions) == [(1, 64), (blocks, 32)]
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
@@ -151,8 +163,8 @@ def test_steps_of_a_lazy_table_only_update_it_in_place(dtype, optimizer):
     """Nor is there anything else of its size."""
     step = lazy_table("fastreg", dtype, optimizer)
     try:
-        text = optimised(*step)
+        hlo = optimised(*step)
     except NotImplementedError as error:
         pytest.skip(str(error))
     nbytes = step[0].weights[0].numpy().nbytes
-    assert max(kernel.bytes for kernel in traffic.count(text, min).kernels) < nbytes / 2
+    assert max(kernel.bytes for kernel in traffic.count(hlo, min).kernels) < nbytes / 2
