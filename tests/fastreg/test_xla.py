@@ -158,13 +158,9 @@ def test_steps_go_over_a_weight_less_often_than_with_keras(make, dtype, optimize
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_steps_of_a_lazy_table_only_update_it_in_place(dtype, optimizer):
-    """Nor is there anything else of its size."""
-    step = lazy_table("fastreg", dtype, optimizer)
-    try:
-        hlo = optimised(*step)
-    except NotImplementedError as error:
-        pytest.skip(str(error))
+def test_steps_of_a_lazy_table_only_update_it_in_place(optimizer):
+    """Nor is there anything else of its size; where XLA scatters half types on processors, it converts the table."""
+    step = lazy_table("fastreg", "float32", optimizer)
+    hlo = optimised(*step)
     nbytes = step[0].weights[0].numpy().nbytes
-    assert max(kernel.bytes for kernel in traffic.count(hlo, min).kernels) < nbytes / 2
+    assert max(kernel.bytes for kernel in traffic.count(hlo, least=True).kernels) < nbytes / 2

@@ -3,13 +3,14 @@
 Each kernel reads what it takes of its operands once, and writes its results; nothing stays in a cache between kernels.
 A result that shares memory with an operand is written all the same. Of what a kernel only slices or gathers from, the
 part that is taken counts; of what it updates in place (dynamic-update-slice, scatter) what is put in, and once more
-what it is combined with. Loops count as often as XLA knows that they run. Work space of library calls does not count,
-nor a second pass inside one, as in a sort.
+what it is combined with. Loops count as often as XLA knows that they run; where it does not know, and of branches, what
+happens at times counts or not, as one asks. Work space of library calls does not count, nor a second pass inside one,
+as in a sort.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from fastreg_benchmarks.hlo.text import Computation, Instruction, parse
@@ -21,9 +22,6 @@ FREE = {  # names, views, and ends of what was counted at its start
 VIEWS = {"bitcast", "get-tuple-element", "opt-barrier"}
 TAKING = {"slice", "dynamic-slice", "gather"}
 PUTTING = {"dynamic-update-slice", "scatter"}
-
-Choose = Callable[..., list["Kernel"]]
-"""`max` or `min`: the branch of a conditional that counts, by its bytes."""
 
 
 @dataclass(frozen=True)
@@ -56,9 +54,13 @@ class Traffic:
         return _bytes(self.kernels) / self.elements
 
 
-def count(text: str, branch: Choose = max) -> Traffic:
-    """The traffic of the optimised HLO of a function."""
-    counter = _Counter(text, branch)
+def count(text: str, *, least: bool = False) -> Traffic:
+    """The traffic of the optimised HLO of a function.
+
+    Of branches the costliest counts, and a loop of which XLA does not know how often it runs counts once. With `least`
+    the cheapest branch counts, and such a loop does not.
+    """
+    counter = _Counter(text, least)
     kernels = list(counter.within(counter.entry))
     sizes = [array.elements for i in counter.entry.parameters for array in i.arrays]
     return Traffic(kernels, max(sizes, default=1), counter.notes)
@@ -69,9 +71,9 @@ def _bytes(kernels: Iterable[Kernel]) -> float:
 
 
 class _Counter:
-    def __init__(self, text: str, branch: Choose) -> None:
+    def __init__(self, text: str, least: bool) -> None:
         self._computations, self.entry = parse(text)
-        self._branch = branch
+        self._least = least
         self.notes: list[str] = []
 
     def within(self, computation: Computation) -> list[Kernel]:
@@ -84,12 +86,13 @@ class _Counter:
         if i.opcode == "while":
             turns = i.attribute(r'"known_trip_count":\{"n":"(\d+)"')
             if turns is None:
-                self.notes.append(f"{i.name}: how often it loops is not known; counted once")
-            body = self._all(i.called("condition", "body"))
-            return [replace(kernel, times=kernel.times * int(turns or 1)) for kernel in body]
+                self.notes.append(f"{i.name}: how often it loops is not known")
+            times = int(turns or not self._least)
+            body = self._all(i.called("condition", "body")) if times else []
+            return [replace(kernel, times=times * kernel.times) for kernel in body]
         if i.opcode == "conditional":
             names = i.called("branch_computations", "true_computation", "false_computation")
-            return self._branch((self._all([name]) for name in names), key=_bytes)
+            return (min if self._least else max)((self._all([name]) for name in names), key=_bytes)
         return [self._kernel(computation, i)]
 
     def _all(self, names: Iterable[str]) -> list[Kernel]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from fastreg_benchmarks.lazy.sizes import SMALL
-from fastreg_benchmarks.limits.lines import INFORMATION, Line
+from fastreg_benchmarks.limits.lines import Line
 from fastreg_benchmarks.recommender import capped
 from fastreg_benchmarks.recommender.models import NAMES, steps
 from fastreg_benchmarks.recommender.rows import compared, measure
@@ -19,13 +19,6 @@ def training(settings: Settings) -> Iterator[Line]:
     large = capped.capped(settings)
     workloads = {f"tables of {SMALL:,}": capped.WORKLOAD.resized(SMALL), capped.described(large): large}
     lazy = {f"lazy, {words}": steps("lazy", workload, jit=True).fit for words, workload in workloads.items()}
-    try:
-        for run in lazy.values():
-            run.call()
-    except NotImplementedError as error:
-        reason = str(error).strip().splitlines()[-1].strip()  # after a traceback, where TensorFlow converted the code
-        yield Line(3, "step of the recommender with lazy tables", "-", f"not available: {reason}", INFORMATION)
-        return
     plain = {f"{PLAIN}, {words}": steps(PLAIN, workload, jit=True).fit for words, workload in workloads.items()}
     timed = measure({**lazy, **plain}, settings)
     for words in workloads:

@@ -37,13 +37,7 @@ class Step(NamedTuple):
     optimizer: str
 
     def hlo(self) -> str:
-        """What XLA is given.
-
-        Raises
-        ------
-        NotImplementedError
-            If the step cannot be compiled.
-        """
+        """What XLA is given."""
         layer, inputs = LAYERS[self.layer](PENALTIES[self.penalty]())
         weights = layer.trainable_weights
         optimizer = OPTIMIZERS[self.optimizer]()
