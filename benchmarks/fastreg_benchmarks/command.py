@@ -23,11 +23,14 @@ from fastreg_benchmarks import (
     report,
     results,
     steps,
+    xla,
+    xla_gpu,
 )
 from fastreg_benchmarks.cases import DTYPES, VALUE, Case
 from fastreg_benchmarks.measure import require_memory
 from fastreg_benchmarks.providers import DEFAULT_MODES, EAGER, FUNCTION, MODES, PROVIDERS, plan
 from fastreg_benchmarks.settings import Settings
+from fastreg_benchmarks.xla_gpu import compiler
 
 DESCRIPTION = "measure penalties against Keras, NumPy and the machine's memory bandwidth"
 
@@ -38,6 +41,8 @@ SUITES: dict[str, Any] = {
     "steps": steps,
     "lazy": lazy,
     "recommender": recommender,
+    "xla": xla,
+    "xla-gpu": xla_gpu,
 }
 
 SIZES = (1, 100, 10_000, 1_000_000, 2**22, 2**26)
@@ -53,6 +58,8 @@ _APPLICABLE = {
     "steps": set(),
     "lazy": {"plot"},
     "recommender": set(),
+    "xla": set(),
+    "xla-gpu": {"jax_python"},
 }
 """Options that a suite does not fix itself."""
 
@@ -99,6 +106,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="append rows here; default, in a checkout: benchmarks/results/SUITE.csv",
     )
     parser.add_argument(
+        "--jax-python",
+        type=Path,
+        metavar="PATH",
+        help="the Python of an environment with jax's CUDA plug-in, whose compiler --suite xla-gpu runs",
+    )
+    parser.add_argument(
         "--plot",
         type=Path,
         nargs="?",
@@ -122,9 +135,9 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _run_on_gpu(options: argparse.Namespace) -> int:
-    for name in ("modes", "providers", "warm", "plot"):
+    for name in ("modes", "providers", "warm", "plot", "jax_python"):
         if getattr(options, name) not in (None, False):
-            raise UsageError(f"--{name} does not apply to --device gpu")
+            raise UsageError(f"{_option(name)} does not apply to --device gpu")
     if options.suite != "penalty":
         raise UsageError(f"--suite {options.suite} does not apply to --device gpu")
     from fastreg_benchmarks import gpu  # brings CUDA packages in, which are optional
@@ -143,9 +156,9 @@ def parse_size(text: str) -> int:
 
 def _settings(options: argparse.Namespace) -> Settings:
     suite = options.suite
-    for name in ("sizes", "dtypes", "modes", "providers", "warm", "plot"):
+    for name in ("sizes", "dtypes", "modes", "providers", "warm", "plot", "jax_python"):
         if getattr(options, name) not in (None, False) and name not in _APPLICABLE[suite]:
-            raise UsageError(f"--{name} does not apply to --suite {suite}")
+            raise UsageError(f"{_option(name)} does not apply to --suite {suite}")
     seconds = (QUICK_SECONDS if options.quick else SECONDS) if options.seconds is None else options.seconds
     if not (math.isfinite(seconds) and seconds > 0):
         raise UsageError(f"--seconds: expected a positive number, not {options.seconds}")
@@ -154,6 +167,7 @@ def _settings(options: argparse.Namespace) -> Settings:
     if not any(plan(Case(1, dtype, VALUE), providers, modes) for dtype in dtypes):
         raise UsageError("nothing to measure: none of the providers knows any of the modes and dtypes")
     require_memory(Case(max(sizes), max(dtypes, key=lambda dtype: np.dtype(dtype).itemsize), VALUE))
+    jax_python = compiler.interpreter(options.jax_python) if suite == "xla-gpu" else None
     plot, csv = _plot_file(options.plot, options.suite), _csv_file(options)
     environment.use_host_only()
     small = options.quick or max(sizes) * 8 < bandwidth.QUICK_PROBE_BYTES
@@ -168,6 +182,7 @@ def _settings(options: argparse.Namespace) -> Settings:
         warm=options.warm,
         csv=csv,
         plot=plot,
+        jax_python=jax_python,
         environment=environment.describe(),
         bandwidth=bandwidth.measure(bandwidth.QUICK_PROBE_BYTES if small else bandwidth.PROBE_BYTES, seconds),
     )
@@ -188,6 +203,10 @@ def _cases(options: argparse.Namespace) -> tuple[tuple[int, ...], tuple[str, ...
     chosen = tuple(parse_size(text) for text in options.sizes) if options.sizes else sizes
     # In order, each once: a case that is named twice is measured once.
     return tuple(sorted(set(chosen))), _unique(options.dtypes or dtypes), _unique(options.modes or modes)
+
+
+def _option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 def _unique(names: Any) -> tuple[str, ...]:

@@ -24,10 +24,15 @@ TABLES: dict[str, tuple[type[Any], Callable[[Any], str]]] = {
     "steps": (LimitRow, report.limits_markdown),
     "lazy_targets": (LimitRow, report.limits_markdown),
     "recommender_targets": (LimitRow, report.limits_markdown),
+    "xla": (LimitRow, report.limits_markdown),
+    "xla-gpu": (LimitRow, report.limits_markdown),
 }
 """By name of the CSV file: its rows, and what prints them."""
 
-_MARKED = re.compile(r"^<!-- (\w+) -->$.*?^<!-- /\1 -->$", re.DOTALL | re.MULTILINE)
+NOT_MEASURED = "Not measured yet."
+"""In the place of a table whose results were never kept."""
+
+_MARKED = re.compile(r"^<!-- ([\w-]+) -->$.*?^<!-- /\1 -->$", re.DOTALL | re.MULTILINE)
 
 
 def refreshed(text: str, folder: Path) -> str:
@@ -36,7 +41,7 @@ def refreshed(text: str, folder: Path) -> str:
     Raises
     ------
     UsageError
-        If a table's results are missing or unreadable, or there are none of its name.
+        If a table's results are unreadable, or there are none of its name.
     """
 
     def table(match: re.Match[str]) -> str:
@@ -44,8 +49,9 @@ def refreshed(text: str, folder: Path) -> str:
         if name not in TABLES:
             raise UsageError(f"no results {name} for the table <!-- {name} -->")
         row_type, printed = TABLES[name]
-        rows = results.newest_run(results.read(folder / f"{name}.csv", row_type))
-        return f"<!-- {name} -->\n\n{printed(rows)}\n\n<!-- /{name} -->"
+        path = folder / f"{name}.csv"
+        table = printed(results.newest_run(results.read(path, row_type))) if path.exists() else NOT_MEASURED
+        return f"<!-- {name} -->\n\n{table}\n\n<!-- /{name} -->"
 
     return _MARKED.sub(table, text)
 

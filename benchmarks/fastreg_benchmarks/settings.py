@@ -21,6 +21,8 @@ class Settings:
         Whether calls are repeated with warm caches where these would be emptied otherwise.
     csv, plot : Path or None
         None: nothing is written.
+    jax_python : Path or None
+        The interpreter that has XLA's compiler for GPUs, for the suite that needs it.
     """
 
     suite: str
@@ -35,3 +37,4 @@ class Settings:
     plot: Path | None
     environment: Environment
     bandwidth: Bandwidth
+    jax_python: Path | None = None

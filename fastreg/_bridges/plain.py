@@ -21,7 +21,7 @@ def penalty(x: tf.Tensor, factors: Factors) -> tf.Tensor:
     """The penalty, differentiable to any order: with respect to x and to factors that are tensors."""
     if saving.is_saving():  # a file need not keep gradients that are written out
         return value(x, factors)
-    if support.in_xla():
+    if _for_xla(x):
         x = xla.read_once(x)
 
     @differentiable
@@ -53,7 +53,7 @@ def _gradient(x: tf.Tensor, upstream: tf.Tensor, factors: Factors) -> tf.Tensor:
 
 def value(x: tf.Tensor, factors: Factors) -> tf.Tensor:
     """`l1 * sum(|x|) + l2 * sum(x²)`."""
-    if support.in_xla():
+    if _for_xla(x):
         return xla.value(x, factors)
     terms = []
     if factors.has(0):
@@ -97,3 +97,8 @@ def of_factors_of_gradient(
     sums = (partial(tf.sign, x), partial(tf.multiply, x, 2.0))
     wanted = [of() for factor, of in zip(factors, sums, strict=True) if not isinstance(factor, float)]
     return [tf.cast(upstream * tf.reduce_sum(v * w), t.dtype) for w, t in zip(wanted, tensors, strict=True)]
+
+
+def _for_xla(x: tf.Tensor) -> bool:
+    """Whether XLA compiles this, but not in forward mode, which differentiates ops one by one: barriers have none."""
+    return support.in_xla() and not support.has_tangents(x)

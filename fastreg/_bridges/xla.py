@@ -35,7 +35,7 @@ def value(x: tf.Tensor, factors: Factors) -> tf.Tensor:
     """`sum(l1 * |x| + l2 * x²)`, with half types computed in float32."""
     dtype = support.arithmetic_dtype(x.dtype)
     flat = tf.reshape(tf.cast(x, dtype), [-1])
-    size = tf.size(flat)
+    size = tf.size(flat, out_type=tf.int64)
     whole = size - size % BLOCK
     sums = tf.reduce_sum(_terms(tf.reshape(flat[:whole], [-1, BLOCK]), factors), axis=1)
     sums = tf.concat([sums, _terms(flat[whole:], factors)], 0)

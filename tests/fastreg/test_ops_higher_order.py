@@ -159,6 +159,13 @@ def test_forward_mode_in_a_graph(bridge, case, shape):
         check_three_steps(case, of_shape(case, shape))
 
 
+@pytest.mark.parametrize("case", [*CASES, *FORWARD], ids=lambda case: case.__name__)
+def test_under_xla(fresh_state, case):
+    """Where every bridge leaves the penalty to TensorFlow's ops."""
+    compiled = tf.function(lambda x: case(fast, x), jit_compile=True)
+    check_three_steps(case, lambda penalty, x: compiled(x))
+
+
 def test_second_order_through_a_traced_penalty(bridge):
     """Both tapes outside of the traced function."""
     traced = tf.function(fast)

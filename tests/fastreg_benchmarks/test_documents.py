@@ -40,14 +40,18 @@ def test_tables_come_from_the_newest_run(rows, make_row, limit, tmp_path):
     assert documents.refreshed(text, tmp_path) == text
 
 
-@pytest.mark.parametrize("name", ["lazy_targets", "recommender_targets"])
-def test_targets_of_suites_that_keep_rows_too(name, limit, tmp_path):
+@pytest.mark.parametrize("name", ["lazy_targets", "recommender_targets", "xla", "xla-gpu"])
+def test_targets_of_each_suite(name, limit, tmp_path):
     results.append(tmp_path / f"{name}.csv", [limit])
     text = documents.refreshed(f"<!-- {name} -->\n<!-- /{name} -->\n", tmp_path)
     assert "| fast | a kernel | 0.9 | pass |" in text
 
 
 def test_without_results(tmp_path):
+    text = documents.refreshed(DOCUMENT, tmp_path)
+    assert "old" not in text
+    assert text.count(documents.NOT_MEASURED) == 2
+    (tmp_path / "penalty.csv").write_text("other,columns\n")
     with pytest.raises(UsageError, match=r"penalty\.csv"):
         documents.refreshed(DOCUMENT, tmp_path)
     with pytest.raises(UsageError, match="no results other"):

@@ -60,17 +60,17 @@ def size_of(provider: str, workload: Recommender) -> Recommender:
     return workload.resized(SMALL) if provider == SMALL_TABLES else workload
 
 
-def steps(provider: str, workload: Recommender) -> Steps:
+def steps(provider: str, workload: Recommender, *, jit: bool = False) -> Steps:
     """Steps, traced as `fit`, `predict` and `evaluate` trace them, on batches that are in memory.
 
-    Those of training and evaluation give their loss, those of prediction the logits.
+    Those of training and evaluation give their loss, those of prediction the logits. `jit`: compiled by XLA.
     """
     embedding = EMBEDDINGS["keras-plain" if provider == SMALL_TABLES else provider]
     workload = size_of(provider, workload)
     built = model(embedding, OPTIMIZERS["adagrad"](), workload)
-    train = tf.function(lambda x, y: built.train_step((x, y))["loss"])
-    predict = tf.function(lambda x: built.predict_step((x,)))
-    evaluate = tf.function(lambda x, y: built.test_step((x, y))["loss"])
+    train = tf.function(lambda x, y: built.train_step((x, y))["loss"], jit_compile=jit)
+    predict = tf.function(lambda x: built.predict_step((x,)), jit_compile=jit)
+    evaluate = tf.function(lambda x, y: built.test_step((x, y))["loss"], jit_compile=jit)
     batches = [
         ([tf.constant(batch.dense), tf.constant(batch.ids)], tf.constant(batch.labels)) for batch in workload.batches()
     ]
