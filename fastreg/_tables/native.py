@@ -64,7 +64,11 @@ def count_zeros(variable: Any) -> tf.Tensor:
     return table_ops.COUNT_ZEROS(*_table(variable))
 
 
-def sum_duplicates(variable: Any, values: tf.Tensor, ids: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+def sum_duplicates(
+    variable: Any,  # noqa: ARG001
+    values: tf.Tensor,
+    ids: tf.Tensor,
+) -> tuple[tf.Tensor, tf.Tensor]:
     """Sums of the rows that have the same id, and the ids, each once."""
     table_ops.SUM_DUPLICATES.prepare(values.dtype, ids.dtype)
     sums, unique = table_ops.SUM_DUPLICATES(values, ids)
