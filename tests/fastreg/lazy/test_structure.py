@@ -123,8 +123,8 @@ def test_the_update_takes_the_gradient_of_the_lookup_as_it_is(lazy):
     operations = [operation for graph in graphs(function, branches=True) for operation in graph.get_operations()]
     (update,) = (operation for operation in operations if operation.type == "FastregUpdate")
     (lookup,) = (operation for operation in operations if operation.type == "FastregLookup")
-    ids, gradient = update.inputs[8:10]
-    assert ids is lookup.inputs[4]
+    ids, gradient = update.inputs[9:11]
+    assert ids is lookup.inputs[5]
     assert gradient.op.type == "Reshape"
     (joined,) = (consumer for consumer in gradient.consumers() if consumer is not update)
     assert joined.type == "ConcatV2"
