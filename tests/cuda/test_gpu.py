@@ -143,7 +143,7 @@ def test_kernels_as_the_driver_loaded_them(dtype):
     """No more registers than the audit allows; no local memory where the tests of machine code find none."""
     capability = launch.properties(0).compute_capability
     name = accumulator_name(dtype, capability)
-    for variant in variants.for_training(dtype, name, True, True):
+    for variant in variants.for_training(dtype, name, True, True, launch._registers(0)):
         kernel = variant.kernel.compile(variant.signature)
         if capability in ((8, 0), (9, 0)):
             assert kernel.local_mem_per_thread == 0
