@@ -79,13 +79,12 @@ def shrink_rows(dtype: str, registers: int) -> Any:
     @device_function
     def on_pack(columns, pack, out, i, scale, threshold):
         row = i // columns
-        count = (row + 1) * columns - i  # elements from here to the end of the row
+        count = np.int32(min((row + 1) * columns - i, width))  # elements of the pack that are in this row
         a, b = factors(scale, threshold, row)
-        if count >= width:
-            store(out, i, soft_pack(pack, width, a, b, a, b))
-        else:
+        c, d = a, b
+        if count < width:
             c, d = factors(scale, threshold, row + 1)
-            store(out, i, soft_pack(pack, count, a, b, c, d))
+        store(out, i, soft_pack(pack, count, a, b, c, d))  # one store: a warp's is then of whole sectors
         return columns
 
     @device_function
