@@ -17,7 +17,7 @@ from llvmlite import binding
 from rich.console import Console
 from rich.table import Table
 
-from fastreg._bridges import buffers, choose, counters, native
+from fastreg._bridges import buffers, choose, cluster, counters, native
 from fastreg._bridges.callback import device
 from fastreg._bridges.settings import get_bridge
 from fastreg._version import __version__
@@ -35,10 +35,11 @@ def info() -> dict[str, Any]:
         `versions`; `cpu`, `cpu_features` (those that matter to the kernels), `gpus`; `threading_layer`, `threads`,
         `serial_reason` (why kernels run on one thread, or None); `bridge` (as set), `native_obstacle` (why native ops
         cannot serve, or None), `crossover` (elements, for `native` ops, and for callbacks in a `graph` and `eager`);
-        `gpu_crossover` and `gpu_obstacle` (the same for tensors on a GPU, and why the kernels cannot serve them, as far
-        as is known, or None); `choices` (how often which bridge was chosen, and why: once per trace of a graph, once
-        per call when eager); `kernel_calls` (how often a kernel ran through TensorFlow); `buffer_bytes` (held for
-        gradients); `kernel_cache` (folder of compiled kernels, or None where none is writable).
+        `gpu_crossover` (the same for tensors on a GPU: for `xla`, and for CUDA kernels by `py_function`),
+        `xla_obstacle` and `gpu_obstacle` (why XLA, and why the CUDA kernels cannot serve, as far as is known, or None);
+        `choices` (how often which bridge was chosen, and why: once per trace of a graph, once per call when eager);
+        `kernel_calls` (how often a kernel ran through TensorFlow); `buffer_bytes` (held for gradients); `kernel_cache`
+        (folder of compiled kernels, or None where none is writable).
     """
     return {
         "versions": {
@@ -62,7 +63,8 @@ def info() -> dict[str, Any]:
             "graph": choose.crossover("py_function", _GRAPH),
             "eager": choose.crossover("py_function", _GRAPH._replace(eager=True)),
         },
-        "gpu_crossover": choose.crossover("py_function", _GRAPH._replace(gpu=True)),
+        "gpu_crossover": {name: choose.crossover(name, _GRAPH._replace(gpu=True)) for name in ("xla", "py_function")},
+        "xla_obstacle": cluster.obstacle(),
         "gpu_obstacle": device.obstacle(),
         "choices": [
             {"bridge": choice.bridge, "reason": choice.reason, "count": count}

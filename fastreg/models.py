@@ -34,7 +34,7 @@ class RegularizedValue:
     size : int or None
         Elements; None for an activity, whose size depends on the batch.
     dtype : str
-    bridge : {"native", "py_function", "tensorflow", "dynamic", "keras", "lazy"}
+    bridge : {"native", "py_function", "xla", "tensorflow", "dynamic", "keras", "lazy"}
         What computes the penalty in `fit`: the kernels, TensorFlow's ops, one of these by the size at run time, or
         the regularizer's own code, if it is not fastreg's; `"lazy"` for the table of a `fastreg.Embedding`, whose
         penalty is tracked as its rows are updated.

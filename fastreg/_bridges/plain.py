@@ -6,7 +6,7 @@ x, and goes over x once more for each factor.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial, reduce
 from typing import Any
 
@@ -23,20 +23,27 @@ def penalty(x: tf.Tensor, factors: Factors) -> tf.Tensor:
         return value(x, factors)
     if _for_xla(x):
         x = xla.read_once(x)
+    return differentiated(x, factors, value, gradient)
+
+
+def differentiated(
+    x: tf.Tensor, factors: Factors, value: Callable[..., tf.Tensor], gradient: Callable[..., tf.Tensor]
+) -> tf.Tensor:
+    """The penalty by functions that compute `value` and `gradient`, as those of this module do, with derivatives."""
 
     @differentiable
     def penalty(x: tf.Tensor, *tensors: tf.Tensor) -> Any:
         local = factors.with_tensors(tensors)
 
         def backward(upstream: tf.Tensor) -> Any:
-            return (_gradient(x, upstream, local), *of_factors(x, upstream, tensors, local))
+            return (_slope(x, upstream, local, gradient), *of_factors(x, upstream, tensors, local))
 
         return value(x, local), backward
 
     return penalty(x, *factors.tensors)
 
 
-def _gradient(x: tf.Tensor, upstream: tf.Tensor, factors: Factors) -> tf.Tensor:
+def _slope(x: tf.Tensor, upstream: tf.Tensor, factors: Factors, gradient: Callable[..., tf.Tensor]) -> tf.Tensor:
     """The gradient with respect to x, itself with a gradient that is written out."""
 
     @differentiable

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-NAMES = ("auto", "native", "py_function", "tensorflow")
+NAMES = ("auto", "native", "py_function", "xla", "tensorflow")
 
 
 class Settings:
@@ -38,11 +38,13 @@ def set_bridge(name: str) -> None:
 
     Parameters
     ----------
-    name : {"auto", "native", "py_function", "tensorflow"}
-        `"auto"`: the compiled kernels where they can run and are faster, TensorFlow's ops elsewhere. `"native"`: the
-        kernels as ops of TensorFlow's wherever they can run. `"py_function"`: the same, by callbacks, which run
-        wherever Numba does, and on GPUs. `"tensorflow"`: never the kernels.
-        The tables of `fastreg.Embedding` use native ops with the first two, TensorFlow's with the others.
+    name : {"auto", "native", "py_function", "xla", "tensorflow"}
+        `"auto"`: the compiled kernels where they can run and are faster, TensorFlow's ops elsewhere, on GPUs as with
+        `"xla"` for large tensors of known size. `"native"`: the kernels as ops of TensorFlow's wherever they can run.
+        `"py_function"`: the same, by callbacks, which run wherever Numba does, and on GPUs. `"xla"`: TensorFlow's ops,
+        each penalty compiled by XLA in programs that are not. `"tensorflow"`: TensorFlow's ops as they are.
+        The tables of `fastreg.Embedding` use native ops with the first two, TensorFlow's with the others; on a GPU
+        always what XLA compiles of these.
 
     Raises
     ------
@@ -53,7 +55,7 @@ def set_bridge(name: str) -> None:
 
 
 def get_bridge() -> str:
-    """The bridge that was chosen: `"auto"`, `"native"`, `"py_function"` or `"tensorflow"`."""
+    """The bridge that was chosen: `"auto"`, `"native"`, `"py_function"`, `"xla"` or `"tensorflow"`."""
     return settings.bridge
 
 

@@ -37,8 +37,8 @@ def value(x: tf.Tensor, factors: Factors) -> tf.Tensor:
     flat = tf.reshape(tf.cast(x, dtype), [-1])
     size = tf.size(flat, out_type=tf.int64)
     whole = size - size % BLOCK
-    sums = tf.reduce_sum(_terms(tf.reshape(flat[:whole], [-1, BLOCK]), factors), axis=1)
-    sums = tf.concat([sums, _terms(flat[whole:], factors)], 0)
+    sums = tf.reduce_sum(terms(tf.reshape(flat[:whole], [-1, BLOCK]), factors), axis=1)
+    sums = tf.concat([sums, terms(flat[whole:], factors)], 0)
     # The barrier keeps XLA from making one sum of both.
     return tf.cast(tf.reduce_sum(tf.cast(_barrier(sums), tf.float64)), x.dtype)
 
@@ -55,13 +55,14 @@ def after(x: tf.Tensor, *others: tf.Tensor) -> tf.Tensor:
     return x
 
 
-def _terms(x: tf.Tensor, factors: Factors) -> tf.Tensor:
-    terms = []
+def terms(x: tf.Tensor, factors: Factors) -> tf.Tensor:
+    """`l1 * |x| + l2 * x²` of each element."""
+    found = []
     if factors.has(0):
-        terms.append(factors.scalar(0, x.dtype) * tf.abs(x))
+        found.append(factors.scalar(0, x.dtype) * tf.abs(x))
     if factors.has(1):
-        terms.append(factors.scalar(1, x.dtype) * tf.square(x))
-    return reduce(tf.add, terms)
+        found.append(factors.scalar(1, x.dtype) * tf.square(x))
+    return reduce(tf.add, found)
 
 
 def _barrier(x: tf.Tensor) -> tf.Tensor:

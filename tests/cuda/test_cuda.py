@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 from fastreg_kernels import cpu, cuda
+from fastreg_kernels.cuda import arrays, devices
 from fastreg_kernels.cuda.lanes import ITEMSIZES
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -211,6 +212,38 @@ def test_outputs_that_do_not_fit(at):
     flat = numba_cuda.to_device(np.zeros(10, np.float32))
     with pytest.raises(ValueError, match="overlap"):
         cuda.shrink(flat[:8], 1.0, 0.0, out=flat[2:])
+
+
+ON_ANOTHER_GPU = {
+    "out": [
+        ((3, 2), lambda x, other: cuda.backward(x, 0.1, 0.1, out=other)),
+        ((3, 2), lambda x, other: cuda.forward_backward(x, 0.1, 0.1, out=other)),
+        ((3, 2), lambda x, other: cuda.shrink(x, 1.0, 0.0, out=other)),
+    ],
+    "upstream": [
+        ((1,), lambda x, other: cuda.backward(x, 0.1, 0.1, other)),
+        ((), lambda x, other: cuda.forward_backward(x, 0.1, 0.1, other)),
+    ],
+    "scale": [((3,), lambda x, other: cuda.shrink(x, other, 0.0)), ((), lambda x, other: cuda.shrink(x, other, 0.0))],
+    "threshold": [
+        ((3,), lambda x, other: cuda.shrink(x, 1.0, other)),
+        ((1,), lambda x, other: cuda.shrink(x, 1.0, other)),
+    ],
+}
+
+
+@pytest.mark.parametrize("name", ON_ANOTHER_GPU)
+def test_arrays_on_another_gpu(at, monkeypatch, name):
+    """A kernel would fail there, or read and write over the bus; memory that all GPUs share is none of these."""
+    message = f"Invalid device for argument {name}: expected an array on GPU 0, where x is. Received: one on GPU 1"
+    for shape, call in ON_ANOTHER_GPU[name]:
+        x, other = at(np.ones((3, 2), np.float32)), at(np.ones(shape, np.float32))
+        address = arrays.view(other, name, 0).address
+        monkeypatch.setattr(devices, "only_reader_of", {address: 1}.get)
+        with pytest.raises(ValueError, match=message):
+            call(x, other)
+        monkeypatch.setattr(devices, "only_reader_of", {address: None}.get)
+        call(x, other)
 
 
 @pytest.mark.parametrize("value", [-0.1, np.nan, np.inf])

@@ -338,6 +338,7 @@ def test_kernels_are_loaded_on_each_gpu(monkeypatch):
     variant = variants.Variant("backward", "float32", None, Kernel(), ())
     monkeypatch.setattr(launch, "SIMULATED", False)
     monkeypatch.setattr(launch, "_accumulator", lambda dtype, ordinal: "float64")
+    monkeypatch.setattr(launch, "_registers", lambda ordinal: 32)
     monkeypatch.setattr(variants, "for_training", lambda *arguments: [variant])
     for ordinal in (0, 1):
         launch.prepare("float32", True, True, ordinal)

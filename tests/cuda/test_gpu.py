@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from fastreg_kernels import cpu, cuda, reference
-from fastreg_kernels.cuda import launch, variants
+from fastreg_kernels.cuda import devices, launch, variants
 from fastreg_kernels.cuda.accumulators import accumulator_name
 from numba import cuda as numba_cuda
 
@@ -143,7 +143,7 @@ def test_kernels_as_the_driver_loaded_them(dtype):
     """No more registers than the audit allows; no local memory where the tests of machine code find none."""
     capability = launch.properties(0).compute_capability
     name = accumulator_name(dtype, capability)
-    for variant in variants.for_training(dtype, name, True, True):
+    for variant in variants.for_training(dtype, name, True, True, launch._registers(0)):
         kernel = variant.kernel.compile(variant.signature)
         if capability in ((8, 0), (9, 0)):
             assert kernel.local_mem_per_thread == 0
@@ -159,3 +159,17 @@ def test_every_gpu_serves_its_own_tensors():
         assert slope.device.endswith(f"GPU:{index}")
         assert slope.numpy().tolist() == [0.5, -0.5]
     assert _device.obstacle() is None
+
+
+def test_memory_that_one_gpu_can_use_and_memory_that_all_can():
+    assert devices.only_reader_of(0) is None
+    for ordinal, gpu in enumerate(numba_cuda.gpus):
+        with gpu:
+            own, managed, mapped = (
+                make(3, np.float32)
+                for make in (numba_cuda.device_array, numba_cuda.managed_array, numba_cuda.mapped_array)
+            )
+        address = own.__cuda_array_interface__["data"][0]
+        assert devices.only_reader_of(address) == devices.ordinal_of(address) == ordinal
+        for shared in (managed, mapped):
+            assert devices.only_reader_of(shared.__cuda_array_interface__["data"][0]) is None

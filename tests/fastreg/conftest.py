@@ -46,16 +46,19 @@ def fresh_state():
 class Bridge:
     """The bridge that a test runs on, and the check that it really served.
 
-    On a forced bridge a test that used no kernel fails, unless it said that TensorFlow's ops would serve and why; then
-    a test that did use one, or whose choices do not give that reason, fails.
+    On a forced bridge a test that used no kernel, or on XLA's no cluster, fails, unless it said that TensorFlow's ops
+    would serve and why; then a test that did use one, or whose choices do not give that reason, fails.
     """
 
     def __init__(self, name):
         fastreg.set_bridge(name)
-        self.name, self.forced = name, name in FORCED
+        self.name, self.forced = name, name in (*FORCED, "xla")
         self._calls, self._choices, self._reason = fastreg.info()["kernel_calls"], _choices(), None
 
     def kernel_calls(self):
+        """How often a kernel ran; on XLA's bridge, how often a cluster was chosen."""
+        if self.name == "xla":
+            return (_choices() - self._choices)["xla", "set_bridge"]
         return fastreg.info()["kernel_calls"] - self._calls
 
     def reasons(self):
@@ -95,6 +98,14 @@ def bridge(request, fresh_state):
 def forced(request, fresh_state):
     """For tests about the kernels' own path."""
     chosen = Bridge(request.param)
+    yield chosen
+    chosen.check()
+
+
+@pytest.fixture
+def clusters(fresh_state):
+    """Runs a test on clusters that XLA compiles."""
+    chosen = Bridge("xla")
     yield chosen
     chosen.check()
 

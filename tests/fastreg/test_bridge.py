@@ -14,7 +14,7 @@ from fastreg._bridges.callback import exchange
 FORCED = ("native", "py_function")
 
 
-@pytest.mark.parametrize("name", ["auto", "native", "py_function", "tensorflow"])
+@pytest.mark.parametrize("name", ["auto", "native", "py_function", "xla", "tensorflow"])
 def test_set_bridge(name):
     fastreg.set_bridge(name)
     assert fastreg.get_bridge() == fastreg.info()["bridge"] == name
@@ -23,7 +23,7 @@ def test_set_bridge(name):
 @pytest.mark.parametrize("name", ["", "Auto", "numba", None, 1, True, ["auto"], b"auto"])
 def test_unknown_bridges(name):
     before = fastreg.get_bridge()
-    with pytest.raises(ValueError, match=r"'auto', 'native', 'py_function', 'tensorflow'.*Received"):
+    with pytest.raises(ValueError, match=r"'auto', 'native', 'py_function', 'xla', 'tensorflow'.*Received"):
         fastreg.set_bridge(name)
     assert fastreg.get_bridge() == before
 

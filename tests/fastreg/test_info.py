@@ -12,7 +12,8 @@ import fastreg
 from fastreg import _info, _timings
 
 KEYS = {"versions", "cpu", "cpu_features", "gpus", "threading_layer", "threads", "serial_reason", "bridge", "crossover"}
-KEYS |= {"native_obstacle", "gpu_crossover", "gpu_obstacle", "choices", "kernel_calls", "buffer_bytes", "kernel_cache"}
+KEYS |= {"native_obstacle", "gpu_crossover", "xla_obstacle", "gpu_obstacle", "choices", "kernel_calls", "buffer_bytes"}
+KEYS.add("kernel_cache")
 
 
 def test_contents():

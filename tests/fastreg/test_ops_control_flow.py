@@ -121,6 +121,11 @@ def test_in_a_graph(bridge, case, shape):
         assert bridge.kernel_calls() > 0
 
 
+@pytest.mark.parametrize("case", [*CASES, *GRAPH_ONLY], ids=lambda case: case.__name__)
+def test_by_clusters(clusters, case):
+    check_four_steps(*(tf.function(f, input_signature=[tf.TensorSpec([None, 5])]) for f in partials(case)))
+
+
 @pytest.mark.parametrize("name", ["native", "py_function"])
 def test_vectorized_map_falls_back_to_a_loop(name):
     """TensorFlow has a vectorized form of its own ops only, and says so where it must not loop instead."""
@@ -139,6 +144,11 @@ def test_vectorized_map_falls_back_to_a_loop(name):
 def test_under_xla(bridge, case):
     with bridge.falls_back("XLA"):
         check_four_steps(*(tf.function(f, jit_compile=True) for f in partials(case)))
+
+
+def test_clusters_under_xla(clusters):
+    with clusters.falls_back("XLA"):
+        check_four_steps(*(tf.function(f, jit_compile=True) for f in partials(in_cond)))
 
 
 @pytest.mark.parametrize("persistent", [False, True])
@@ -199,8 +209,10 @@ def test_one_trace_with_and_one_without_xla(bridge):
     assert bridge.kernel_calls() == before
 
 
-def test_a_gradient_that_alone_is_compiled(bridge):
-    """The forward ran eagerly on kernels, the backward is traced within XLA."""
+@pytest.mark.parametrize("name", ["native", "py_function", "xla", "tensorflow"])
+def test_a_gradient_that_alone_is_compiled(name):
+    """The forward ran eagerly, the backward is traced within XLA."""
+    fastreg.set_bridge(name)
     x = tf.constant([1.0, -2.0, 0.0])
     with tf.GradientTape(persistent=True) as tape:
         tape.watch(x)

@@ -166,6 +166,40 @@ def test_under_xla(fresh_state, case):
     check_three_steps(case, lambda penalty, x: compiled(x))
 
 
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.__name__)
+def test_by_clusters(clusters, case):
+    check_three_steps(case, of_shape(case, None))
+    if case is derivative_in_upstream:
+        fast(tf.constant(X))
+
+
+@pytest.mark.parametrize("case", FORWARD, ids=lambda case: case.__name__)
+def test_forward_mode_by_clusters(clusters, case):
+    """In a graph they have no tangent either."""
+    check_three_steps(case, case)
+    assert clusters.kernel_calls() > 0
+    with pytest.warns(RuntimeWarning, match="forward-mode"):
+        check_three_steps(case, of_shape(case, [3, 4]))
+
+
+@pytest.mark.parametrize("graph", [False, True], ids=["eager", "graph"])
+@pytest.mark.parametrize("name", ["native", "py_function", "xla", "tensorflow"])
+def test_forward_mode_of_what_the_penalty_is_multiplied_with(name, graph):
+    """Of the upstream gradient alone: nothing that the penalty itself would know of."""
+
+    def tangent(x, factor):
+        with tf.autodiff.ForwardAccumulator(factor, tf.constant(3.0)) as accumulator:
+            slope = gradient_of(lambda v: factor * fast(v), x)
+        return accumulator.jvp(slope)
+
+    fastreg.set_bridge(name)
+    function = tf.function(tangent) if graph else tangent
+    for _ in range(3):
+        np.testing.assert_allclose(
+            function(tf.constant(X), tf.constant(2.0)), 3 * (L1 * np.sign(X) + 2 * L2 * X), rtol=1e-5
+        )
+
+
 def test_second_order_through_a_traced_penalty(bridge):
     """Both tapes outside of the traced function."""
     traced = tf.function(fast)

@@ -26,7 +26,7 @@ PLAN = [
     ("keras", "jit", keras.regularizers.L1L2, True),
     ("keras", "tf.function", keras.regularizers.L1L2, False),
     ("fastreg", "jit", fastreg.L1L2, True),  # TensorFlow's ops, compiled by XLA as Keras's own are
-    ("fastreg", "tf.function", fastreg.L1L2, False),  # the kernels
+    ("fastreg", "tf.function", fastreg.L1L2, False),  # clusters of XLA, or the kernels
 ]
 RIVAL = 1
 

@@ -95,7 +95,8 @@ def backward(x: Any, l1: float, l2: float, upstream: Any = 1.0, out: Any = None,
     Raises
     ------
     TypeError, ValueError
-        If an argument has another type, dtype, shape, layout or range, or if `out` overlaps `x` in part.
+        If an argument has another type, dtype, shape, layout or range, if `out` overlaps `x` in part, or if an array is
+        on another GPU than `x`.
     DeviceError
         If the driver refuses a launch.
     """
@@ -104,8 +105,8 @@ def backward(x: Any, l1: float, l2: float, upstream: Any = 1.0, out: Any = None,
     l1, l2 = _arrays.factor(l1, "l1"), _arrays.factor(l2, "l2")
     ordinal = devices.ordinal_of(source.address)
     with devices.on(ordinal):
-        target, result = _output(source, out, stream)
-        launch.gradient(source, target, l1, l2, _upstream(upstream, stream), ordinal, stream)
+        target, result = _output(source, out, ordinal, stream)
+        launch.gradient(source, target, l1, l2, _upstream(upstream, ordinal, stream), ordinal, stream)
         return result
 
 
@@ -125,9 +126,9 @@ def forward_backward(
     l1, l2 = _arrays.factor(l1, "l1"), _arrays.factor(l2, "l2")
     ordinal = devices.ordinal_of(source.address)
     with devices.on(ordinal):
-        target, result = _output(source, out, stream)
+        target, result = _output(source, out, ordinal, stream)
         workspace, sums = _workspace(ordinal, stream)
-        launch.both(source, sums, target, l1, l2, _upstream(upstream, stream), ordinal, stream)
+        launch.both(source, sums, target, l1, l2, _upstream(upstream, ordinal, stream), ordinal, stream)
         return workspace[-3:-1], result
 
 
@@ -161,14 +162,14 @@ def shrink(x: Any, scale: Any, threshold: Any, out: Any = None, stream: Any = No
     rows = source.shape[0] if source.shape else None
     ordinal = devices.ordinal_of(source.address)
     with devices.on(ordinal):
-        a, a_per_row = _factor(scale, "scale", rows, stream)
-        b, b_per_row = _factor(threshold, "threshold", rows, stream)
+        a, a_per_row = _factor(scale, "scale", rows, ordinal, stream)
+        b, b_per_row = _factor(threshold, "threshold", rows, ordinal, stream)
         columns = None
         if a_per_row or b_per_row:
             if source.order != "C":
                 raise ValueError("Invalid layout for argument x: factors per row expect rows in C order.")
             columns = math.prod(source.shape[1:])
-        target, result = _output(source, out, stream)
+        target, result = _output(source, out, ordinal, stream)
         launch.shrink(source, target, a, b, columns, ordinal, stream)
         return result
 
@@ -182,12 +183,24 @@ def _workspace(ordinal: int, stream: Any) -> tuple[Any, Sums]:
     return array, Sums(space, View(address + space.nbytes, (1,), "float64", "C", array))
 
 
-def _output(x: View, out: Any, stream: Any) -> tuple[View, Any]:
+def _view_here(array: Any, name: str, ordinal: int, stream: Any) -> View:
+    """The memory of another array than x, which kernels on this GPU have to reach."""
+    found = view(array, name, stream)
+    other = devices.only_reader_of(found.address)
+    if other not in (None, ordinal):
+        raise ValueError(
+            f"Invalid device for argument {name}: expected an array on GPU {ordinal}, where x is. Received: one on "
+            f"GPU {other}"
+        )
+    return found
+
+
+def _output(x: View, out: Any, ordinal: int, stream: Any) -> tuple[View, Any]:
     """Memory for a result like `x`, and what to return: `out`, or a new array."""
     if out is None:
         array, target = empty_like(x, stream)
         return target, array
-    target = view(out, "out", stream)
+    target = _view_here(out, "out", ordinal, stream)
     if target.read_only:
         raise ValueError("Invalid value for argument out: expected a writable array. Received: a read-only one")
     if target.dtype != x.dtype or target.shape != x.shape:
@@ -209,17 +222,17 @@ def _is_on_device(value: Any) -> bool:
     return ours or hasattr(value, "__cuda_array_interface__") or hasattr(value, "__dlpack__")
 
 
-def _upstream(upstream: Any, stream: Any) -> Any:
+def _upstream(upstream: Any, ordinal: int, stream: Any) -> Any:
     """As the kernel takes it: a float, or an array of one element on the GPU."""
     if not _is_on_device(upstream):
         return _arrays.scalar(upstream, "upstream")
-    scalar = view(upstream, "upstream", stream)
+    scalar = _view_here(upstream, "upstream", ordinal, stream)
     if scalar.size != 1:
         raise TypeError(f"Invalid type for argument upstream: expected a real scalar. Received: shape {scalar.shape}")
     return scalar.flat()
 
 
-def _factor(value: Any, name: str, rows: int | None, stream: Any) -> tuple[Any, bool]:
+def _factor(value: Any, name: str, rows: int | None, ordinal: int, stream: Any) -> tuple[Any, bool]:
     """A factor as the kernel takes it, and whether it has a value for each row."""
     if not _is_on_device(value):
         if np.ndim(value) == 0:
@@ -227,7 +240,7 @@ def _factor(value: Any, name: str, rows: int | None, stream: Any) -> tuple[Any, 
         if rows is None:
             raise ValueError(f"Invalid value for argument {name}: expected a scalar for an x without rows.")
         return cuda.to_device(_arrays.row_factors(value, name, rows), stream=stream), True
-    factors = view(value, name, stream)
+    factors = _view_here(value, name, ordinal, stream)
     if factors.shape == () or factors.shape == (1,) != (rows,):
         return factors.flat(), False
     if factors.shape != (rows,):

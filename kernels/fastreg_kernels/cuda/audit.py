@@ -20,17 +20,25 @@ from numba import cuda
 
 from fastreg_kernels.cuda import variants
 from fastreg_kernels.cuda.accumulators import accumulator_name
-from fastreg_kernels.cuda.jit import SIMULATED, THREADS
+from fastreg_kernels.cuda.jit import REGISTERS_PER_MULTIPROCESSOR, SIMULATED, THREADS, registers_of
 from fastreg_kernels.cuda.lanes import PACK_BYTES
 from fastreg_kernels.cuda.variants import Variant
 
-RESIDENT_THREADS = {(8, 0): 2048, (8, 9): 1536, (9, 0): 2048}
-"""Threads that are resident on a multiprocessor at most, of the compute capabilities that are looked at: A100, L4 and
-the GeForce RTX 40 series, H100.
+RESIDENT_THREADS = {
+    (7, 5): 1024,
+    (8, 0): 2048,
+    (8, 6): 1536,
+    (8, 9): 1536,
+    (9, 0): 2048,
+    (10, 0): 2048,
+    (12, 0): 1536,
+}
+"""Threads that are resident on a multiprocessor at most, of the compute capabilities that are looked at: T4, A100, A10
+and the GeForce RTX 30 series, L4 and the 40 series, H100, B200, the 50 series.
 """
 
-_REGISTERS, _SHARED = 65_536, 100 * 1024
-"""Per multiprocessor; of shared memory, the least that these compute capabilities have."""
+_SHARED = 64 * 1024
+"""Bytes of shared memory per multiprocessor, the least that these compute capabilities have."""
 
 _FLOAT64 = re.compile(r"\s(?:D(?:ADD|MUL|FMA|SETP|MNMX)|F2F\.F64|F2F\.F32\.F64|I2F\.F64)\b")
 _GLOBAL = re.compile(r"\s(LDG|STG)\.E(?:\.([\w.]+))?\s")
@@ -126,14 +134,16 @@ def audit(variant: Variant, compute_capability: tuple[int, int]) -> Audit:
 def every(compute_capabilities: Sequence[tuple[int, int]] = tuple(RESIDENT_THREADS)) -> Iterator[Audit]:
     """All kernels for all dtypes, each with the accumulator that serves it there."""
     for capability in compute_capabilities:
-        for variant in variants.every(lambda dtype: accumulator_name(dtype, capability)):  # noqa: B023
+        registers = registers_of(RESIDENT_THREADS[capability])
+        for variant in variants.every(lambda dtype: accumulator_name(dtype, capability), registers):  # noqa: B023
             yield audit(variant, capability)
 
 
 def occupancy(registers: int, shared: int, compute_capability: tuple[int, int]) -> float:
     """Share of a multiprocessor's threads that are resident; registers are given out by eights per thread."""
     threads = RESIDENT_THREADS[compute_capability]
-    blocks = min(threads // THREADS, _REGISTERS // (-(-registers // 8) * 8 * THREADS), _SHARED // (shared + 1024))
+    by_registers = REGISTERS_PER_MULTIPROCESSOR // (-(-registers // 8) * 8 * THREADS)
+    blocks = min(threads // THREADS, by_registers, _SHARED // (shared + 1024))
     return blocks * THREADS / threads
 
 

@@ -18,13 +18,22 @@ LEAST_BLOCKS = 1 if SIMULATED else 128
 """Blocks of the smallest grid. Numba warns of an idle device below 128, and blocks without work cost next to nothing.
 """
 
-REGISTERS, ROWS_REGISTERS = 32, 40
-SUM_REGISTERS = {"float64": REGISTERS, "compensated": 40}
-"""Registers per thread that kernels may use: of those with factors per row, and of those that sum, by accumulator.
+REGISTERS_PER_MULTIPROCESSOR = 65_536
+"""Of every GPU since compute capability 5.0."""
 
-With 32, the 2,048 threads of a multiprocessor of compute capability 8.0, 9.0 or 10.0 are resident. With 40, 1,536 are:
-all that fit on 8.6, 8.9 and 12.0, which the compensated accumulator is for.
+FEWEST_REGISTERS, ROWS_REGISTERS = 32, 40
+SUM_REGISTERS = {"float64": FEWEST_REGISTERS, "compensated": 40}
+GRADIENT_REGISTERS = {"float64": 40}
+"""Registers per thread that kernels may use on every GPU: all; those with factors per row; those that sum, by
+accumulator; gradients, by dtype. 40 leave 1,536 threads where 2,048 fit.
 """
+
+
+def registers_of(threads: int) -> int:
+    """Registers per thread with which so many threads are resident on a multiprocessor: 32 of 2,048 (compute capability
+    8.0, 9.0, 10.0), 40 of 1,536 (8.6, 8.9, 12.0), and 64 of 1,024 (7.5), which no kernel needs more of.
+    """
+    return max(FEWEST_REGISTERS, min(64, REGISTERS_PER_MULTIPROCESSOR // threads // 8 * 8))
 
 
 def kernel(registers: int) -> Callable[[Callable[..., Any]], Any]:

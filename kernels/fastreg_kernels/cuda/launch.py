@@ -16,16 +16,23 @@ from fastreg_kernels.cuda import penalty, variants
 from fastreg_kernels.cuda.accumulators import accumulator_name
 from fastreg_kernels.cuda.arrays import View, numba_array
 from fastreg_kernels.cuda.devices import DeviceError
-from fastreg_kernels.cuda.jit import LEAST_BLOCKS, REGISTERS, ROWS_REGISTERS, SIMULATED, SUM_REGISTERS, THREADS
+from fastreg_kernels.cuda.jit import (
+    FEWEST_REGISTERS,
+    GRADIENT_REGISTERS,
+    LEAST_BLOCKS,
+    REGISTERS_PER_MULTIPROCESSOR,
+    ROWS_REGISTERS,
+    SIMULATED,
+    SUM_REGISTERS,
+    THREADS,
+    registers_of,
+)
 from fastreg_kernels.cuda.lanes import ITEMSIZES, PACK_BYTES, lanes
 from fastreg_kernels.cuda.shrink import shrink as shrink_kernel
 from fastreg_kernels.cuda.shrink import shrink_rows as shrink_rows_kernel
 
 if not SIMULATED:
     from numba.cuda.cudadrv.driver import Stream
-
-_REGISTERS_PER_MULTIPROCESSOR = 65_536
-"""Of every GPU since compute capability 5.0."""
 
 
 @dataclass(frozen=True)
@@ -59,10 +66,10 @@ def stream_of(stream: Any) -> Any:
     return cuda.external_stream(int(stream)) if stream else 0
 
 
-def most_blocks(ordinal: int, registers: int = REGISTERS) -> int:
+def most_blocks(ordinal: int, registers: int = FEWEST_REGISTERS) -> int:
     """Blocks of the largest grid: as many as are resident at once."""
     gpu = properties(ordinal)
-    resident = min(gpu.threads, _REGISTERS_PER_MULTIPROCESSOR // registers)
+    resident = min(gpu.threads, REGISTERS_PER_MULTIPROCESSOR // registers)
     return max(LEAST_BLOCKS, gpu.multiprocessors * (resident // THREADS))
 
 
@@ -82,7 +89,7 @@ def split(x: View, out: View | None = None) -> tuple[int, int]:
 def prepare(dtype: str, has_l1: bool, has_l2: bool, ordinal: int) -> None:
     """Compile and load what a training step with these terms launches, on the current GPU, which `ordinal` names."""
     if not SIMULATED:
-        for variant in variants.for_training(dtype, _accumulator(dtype, ordinal), has_l1, has_l2):
+        for variant in variants.for_training(dtype, _accumulator(dtype, ordinal), has_l1, has_l2, _registers(ordinal)):
             variant.kernel.compile(variant.signature).bind()  # what another GPU compiled is not loaded here yet
 
 
@@ -128,8 +135,8 @@ def sums(x: View, result: Sums, ordinal: int, stream: Any) -> None:
     blocks = 0
     if x.size:
         accumulator = _accumulator(dtype, ordinal)
-        blocks = _blocks(x, packs, ordinal, SUM_REGISTERS[accumulator])
-        kernel = penalty.sums(dtype, accumulator)
+        blocks = _blocks(x, packs, ordinal, max(_registers(ordinal), SUM_REGISTERS[accumulator]))
+        kernel = penalty.sums(dtype, accumulator, _registers(ordinal))
         _launch("forward", kernel, blocks, stream, x.flat(), head, packs, result.partials(blocks))
     _fold(result, blocks, stream)
 
@@ -138,8 +145,8 @@ def gradient(x: View, out: View, l1: float, l2: float, upstream: Any, ordinal: i
     """`out = upstream * (l1 * sign(x) + 2 * l2 * x)`; `upstream` is a float or an array of one element."""
     if x.size:
         head, packs = split(x, out)
-        kernel = penalty.gradient(x.dtype, l1 != 0.0, l2 != 0.0)
-        blocks = _blocks(x, packs, ordinal, REGISTERS)
+        kernel = penalty.gradient(x.dtype, l1 != 0.0, l2 != 0.0, _registers(ordinal))
+        blocks = _blocks(x, packs, ordinal, max(_registers(ordinal), GRADIENT_REGISTERS.get(x.dtype, 0)))
         _launch("backward", kernel, blocks, stream, x.flat(), head, packs, out.flat(), l1, l2, upstream)
 
 
@@ -150,8 +157,8 @@ def both(x: View, result: Sums, out: View, l1: float, l2: float, upstream: Any, 
         gradient(x, out, l1, l2, upstream, ordinal, stream)
         return
     (head, packs), accumulator = split(x, out), _accumulator(x.dtype, ordinal)
-    kernel = penalty.both(x.dtype, accumulator, l1 != 0.0, l2 != 0.0)
-    blocks = _blocks(x, packs, ordinal, SUM_REGISTERS[accumulator])
+    kernel = penalty.both(x.dtype, accumulator, l1 != 0.0, l2 != 0.0, _registers(ordinal))
+    blocks = _blocks(x, packs, ordinal, max(_registers(ordinal), SUM_REGISTERS[accumulator]))
     arguments = (x.flat(), head, packs, result.partials(blocks), out.flat(), l1, l2, upstream)
     _launch("forward_backward", kernel, blocks, stream, *arguments)
     _fold(result, blocks, stream)
@@ -163,15 +170,21 @@ def shrink(x: View, out: View, scale: Any, threshold: Any, columns: int | None, 
         return
     head, packs = split(x, out)
     arguments: tuple[Any, ...] = (out.flat(), scale, threshold)
+    registers = _registers(ordinal)
     if columns is None:
-        kernel, registers = shrink_kernel(x.dtype), REGISTERS
+        kernel = shrink_kernel(x.dtype, registers)
     else:
-        kernel, registers = shrink_rows_kernel(x.dtype), ROWS_REGISTERS
+        kernel = shrink_rows_kernel(x.dtype, registers)
+        registers = max(registers, ROWS_REGISTERS)
         arguments += (columns,)
         if columns < lanes(x.dtype):  # a pack would straddle more than two rows
             head, packs = 0, 0
     blocks = _blocks(x, packs, ordinal, registers)
     _launch("shrink", kernel, blocks, stream, x.flat(), head, packs, *arguments)
+
+
+def _registers(ordinal: int) -> int:
+    return registers_of(properties(ordinal).threads)
 
 
 def _accumulator(dtype: str, ordinal: int) -> str:

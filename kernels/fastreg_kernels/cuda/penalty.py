@@ -6,8 +6,8 @@ Where x and the output start at different remainders of 16 both are 0, and all e
 Sums are deterministic: each thread adds its elements in a fixed order, each block adds its threads in a fixed tree in
 shared memory and writes one partial, and one block of a second kernel adds the partials. There are no atomics.
 
-Kernels are built for a dtype and, so that none holds a branch for terms that it does not have, for a combination of
-terms.
+Kernels are built for a dtype, for the registers that a thread of the GPU may use, and, so that none holds a branch for
+terms that it does not have, for a combination of terms.
 """
 
 from __future__ import annotations
@@ -19,7 +19,14 @@ import numpy as np
 from numba import cuda
 
 from fastreg_kernels.cuda.accumulators import ACCUMULATORS, FLOAT64
-from fastreg_kernels.cuda.jit import REGISTERS, SUM_REGISTERS, THREADS, device_function, kernel
+from fastreg_kernels.cuda.jit import (
+    FEWEST_REGISTERS,
+    GRADIENT_REGISTERS,
+    SUM_REGISTERS,
+    THREADS,
+    device_function,
+    kernel,
+)
 from fastreg_kernels.cuda.lanes import arithmetic, factor, lane, lanes, product, set_element, store, with_lane
 from fastreg_kernels.cuda.stride import elementwise, grid_stride
 
@@ -45,7 +52,7 @@ def _block_sums(sum_abs, sum_sq, totals, row):
         totals[row, 1] = shared[1, 0]
 
 
-@kernel(REGISTERS)
+@kernel(FEWEST_REGISTERS)
 def fold(partials, sums, penalty, l1, l2):
     """Add the partials up to `sums[0]`, and weigh them: `penalty[0] = l1 * sum(|x|) + l2 * sum(x²)`.
 
@@ -115,11 +122,11 @@ def _block_partials(dtype: str, accumulator: str) -> Any:
 
 
 @functools.cache
-def sums(dtype: str, accumulator: str) -> Any:
+def sums(dtype: str, accumulator: str, registers: int) -> Any:
     """Kernel `(x, head, packs, partials)`: one row of partials for each block."""
     thread_sums, block_partials = _thread_sums(dtype, accumulator), _block_partials(dtype, accumulator)
 
-    @kernel(SUM_REGISTERS[accumulator])
+    @kernel(max(registers, SUM_REGISTERS[accumulator]))
     def sums_kernel(x, head, packs, partials):
         block_partials(thread_sums(x, head, packs), x, head, packs, partials)
 
@@ -164,7 +171,7 @@ def _derivative_pack(dtype: str, has_l1: bool, has_l2: bool) -> Any:
 
 
 @functools.cache
-def gradient(dtype: str, has_l1: bool, has_l2: bool) -> Any:
+def gradient(dtype: str, has_l1: bool, has_l2: bool, registers: int) -> Any:
     """Kernel `(x, head, packs, out, l1, l2, upstream)`, which writes `upstream * (l1 * sign(x) + 2 * l2 * x)`.
 
     `l1` and `l2` are float64, `upstream` is float64 or an array of one element. The coefficients are formed in float64
@@ -173,7 +180,7 @@ def gradient(dtype: str, has_l1: bool, has_l2: bool) -> Any:
     number = arithmetic(dtype)
     stride = elementwise(dtype, _derivative_pack(dtype, has_l1, has_l2), _derivative(dtype, has_l1, has_l2))
 
-    @kernel(REGISTERS)
+    @kernel(max(registers, GRADIENT_REGISTERS.get(dtype, 0)))
     def gradient_kernel(x, head, packs, out, l1, l2, upstream):
         scale = factor(upstream, np.int64(0))
         stride(0, x, head, packs, out, number(scale * l1), number(scale * 2.0 * l2))
@@ -182,7 +189,7 @@ def gradient(dtype: str, has_l1: bool, has_l2: bool) -> Any:
 
 
 @functools.cache
-def both(dtype: str, accumulator: str, has_l1: bool, has_l2: bool) -> Any:
+def both(dtype: str, accumulator: str, has_l1: bool, has_l2: bool, registers: int) -> Any:
     """Kernel `(x, head, packs, partials, out, l1, l2, upstream)`: `sums` and `gradient` in one read of x.
 
     `out` must not be `x`: a thread may have to add its elements up again.
@@ -204,7 +211,7 @@ def both(dtype: str, accumulator: str, has_l1: bool, has_l2: bool) -> Any:
 
     stride = grid_stride(dtype, on_pack, on_element, at_once=1)
 
-    @kernel(SUM_REGISTERS[accumulator])
+    @kernel(max(registers, SUM_REGISTERS[accumulator]))
     def both_kernel(x, head, packs, partials, out, l1, l2, upstream):
         scale = factor(upstream, np.int64(0))
         state = stride(start(), x, head, packs, out, number(scale * l1), number(scale * 2.0 * l2))

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from fastreg_kernels.cuda.jit import REGISTERS, ROWS_REGISTERS, device_function, kernel
+from fastreg_kernels.cuda.jit import ROWS_REGISTERS, device_function, kernel
 from fastreg_kernels.cuda.lanes import arithmetic, factor, lane, lanes, product, set_element, store, with_lane
 from fastreg_kernels.cuda.stride import elementwise, grid_stride
 
@@ -50,12 +50,12 @@ def _soft_pack(dtype: str) -> Any:
 
 
 @functools.cache
-def shrink(dtype: str) -> Any:
+def shrink(dtype: str, registers: int) -> Any:
     """Kernel `(x, head, packs, out, scale, threshold)`; `scale` and `threshold` as `upstream` of `gradient`."""
     width, number, soft_pack = lanes(dtype), arithmetic(dtype), _soft_pack(dtype)
     stride = elementwise(dtype, device_function(lambda pack, a, b: soft_pack(pack, width, a, b, a, b)), _soft(dtype))
 
-    @kernel(REGISTERS)
+    @kernel(registers)
     def shrink_kernel(x, head, packs, out, scale, threshold):
         a, b = number(factor(scale, np.int64(0))), number(factor(threshold, np.int64(0)))
         stride(0, x, head, packs, out, a, b)
@@ -64,7 +64,7 @@ def shrink(dtype: str) -> Any:
 
 
 @functools.cache
-def shrink_rows(dtype: str) -> Any:
+def shrink_rows(dtype: str, registers: int) -> Any:
     """Kernel `(x, head, packs, out, scale, threshold, columns)` for rows of `columns` elements.
 
     `scale` and `threshold` are arrays of one value per row, arrays of one element, or numbers. Rows that are shorter
@@ -79,13 +79,12 @@ def shrink_rows(dtype: str) -> Any:
     @device_function
     def on_pack(columns, pack, out, i, scale, threshold):
         row = i // columns
-        count = (row + 1) * columns - i  # elements from here to the end of the row
+        count = np.int32(min((row + 1) * columns - i, width))  # elements of the pack that are in this row
         a, b = factors(scale, threshold, row)
-        if count >= width:
-            store(out, i, soft_pack(pack, width, a, b, a, b))
-        else:
+        c, d = a, b
+        if count < width:
             c, d = factors(scale, threshold, row + 1)
-            store(out, i, soft_pack(pack, count, a, b, c, d))
+        store(out, i, soft_pack(pack, count, a, b, c, d))  # one store: a warp's is then of whole sectors
         return columns
 
     @device_function
@@ -96,7 +95,7 @@ def shrink_rows(dtype: str) -> Any:
 
     stride = grid_stride(dtype, on_pack, on_element, at_once=1)
 
-    @kernel(ROWS_REGISTERS)
+    @kernel(max(registers, ROWS_REGISTERS))
     def shrink_rows_kernel(x, head, packs, out, scale, threshold, columns):
         stride(columns, x, head, packs, out, scale, threshold)
 

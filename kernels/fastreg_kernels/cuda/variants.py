@@ -51,58 +51,61 @@ def fold() -> Variant:
     return Variant("fold", "float64", "float64", penalty.fold, signature)
 
 
-def forward(dtype: str, accumulator: str) -> Variant:
+def forward(dtype: str, accumulator: str, registers: int) -> Variant:
     """The first pass of the sums."""
     signature = (_array(from_dtype(STORED[dtype])), _COUNT, _COUNT, _array(types.float64, 2))
-    return Variant("forward", dtype, accumulator, penalty.sums(dtype, accumulator), signature)
+    return Variant("forward", dtype, accumulator, penalty.sums(dtype, accumulator, registers), signature)
 
 
-def backward(dtype: str, has_l1: bool = True, has_l2: bool = True, upstream_on_device: bool = True) -> Variant:
+def backward(
+    dtype: str, registers: int, has_l1: bool = True, has_l2: bool = True, upstream_on_device: bool = True
+) -> Variant:
     """The gradient."""
     x = _array(from_dtype(STORED[dtype]))
     upstream = x if upstream_on_device else _FACTOR
     signature = (x, _COUNT, _COUNT, x, _FACTOR, _FACTOR, upstream)
-    return Variant("backward", dtype, None, penalty.gradient(dtype, has_l1, has_l2), signature)
+    return Variant("backward", dtype, None, penalty.gradient(dtype, has_l1, has_l2, registers), signature)
 
 
-def forward_backward(dtype: str, accumulator: str, has_l1: bool = True, has_l2: bool = True) -> Variant:
+def forward_backward(dtype: str, accumulator: str, registers: int, has_l1: bool = True, has_l2: bool = True) -> Variant:
     """Both in one read, for an upstream gradient that is a number."""
     x = _array(from_dtype(STORED[dtype]))
     signature = (x, _COUNT, _COUNT, _array(types.float64, 2), x, _FACTOR, _FACTOR, _FACTOR)
-    kernel = penalty.both(dtype, accumulator, has_l1, has_l2)
+    kernel = penalty.both(dtype, accumulator, has_l1, has_l2, registers)
     return Variant("forward_backward", dtype, accumulator, kernel, signature)
 
 
-def shrink(dtype: str) -> Variant:
+def shrink(dtype: str, registers: int) -> Variant:
     """Soft-thresholding by numbers."""
     x = _array(from_dtype(STORED[dtype]))
-    return Variant("shrink", dtype, None, shrink_kernel(dtype), (x, _COUNT, _COUNT, x, _FACTOR, _FACTOR))
+    return Variant("shrink", dtype, None, shrink_kernel(dtype, registers), (x, _COUNT, _COUNT, x, _FACTOR, _FACTOR))
 
 
-def shrink_rows(dtype: str) -> Variant:
+def shrink_rows(dtype: str, registers: int) -> Variant:
     """Soft-thresholding by one float64 value per row."""
     x, factors = _array(from_dtype(STORED[dtype])), _array(types.float64)
     signature = (x, _COUNT, _COUNT, x, factors, factors, _COUNT)
-    return Variant("shrink rows", dtype, None, shrink_rows_kernel(dtype), signature)
+    kernel = shrink_rows_kernel(dtype, registers)
+    return Variant("shrink rows", dtype, None, kernel, signature)
 
 
-def for_training(dtype: str, accumulator: str, has_l1: bool, has_l2: bool) -> list[Variant]:
+def for_training(dtype: str, accumulator: str, has_l1: bool, has_l2: bool, registers: int) -> list[Variant]:
     """What a training step through TensorFlow launches."""
     return [
         fold(),
-        forward(dtype, accumulator),
-        backward(dtype, has_l1, has_l2),
-        forward_backward(dtype, accumulator, has_l1, has_l2),
+        forward(dtype, accumulator, registers),
+        backward(dtype, registers, has_l1, has_l2),
+        forward_backward(dtype, accumulator, registers, has_l1, has_l2),
     ]
 
 
-def every(accumulators: Any) -> Iterator[Variant]:
+def every(accumulators: Any, registers: int) -> Iterator[Variant]:
     """All kernels for all dtypes, with the accumulator that `accumulators(dtype)` names, and with both terms."""
     yield fold()
     for dtype in STORED:
         accumulator = accumulators(dtype)
-        yield forward(dtype, accumulator)
-        yield backward(dtype)
-        yield forward_backward(dtype, accumulator)
-        yield shrink(dtype)
-        yield shrink_rows(dtype)
+        yield forward(dtype, accumulator, registers)
+        yield backward(dtype, registers)
+        yield forward_backward(dtype, accumulator, registers)
+        yield shrink(dtype, registers)
+        yield shrink_rows(dtype, registers)

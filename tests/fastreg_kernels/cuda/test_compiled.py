@@ -6,11 +6,21 @@ import re
 import pytest
 from fastreg_kernels.cuda import audit, launch, variants
 from fastreg_kernels.cuda.accumulators import FAST_FLOAT64, accumulator_name
+from fastreg_kernels.cuda.jit import registers_of
 
 CAPABILITIES = [(8, 0), (9, 0), (8, 9)]
+TIGHT = [
+    *((name, "float64", (10, 0)) for name in ("forward", "backward", "forward_backward")),
+    *((name, "float64", where) for name in ("forward", "forward_backward") for where in [(7, 5), (8, 6), (12, 0)]),
+    ("forward_backward", "float64", (8, 9)),
+    ("forward_backward", "float16", (7, 5)),
+    ("shrink", "bfloat16", (12, 0)),
+]
+"""On the others, what needs the most registers: what spilled at some limit that had been tried."""
+
 NAMES = ["forward", "backward", "forward_backward", "shrink", "shrink rows"]
 DTYPES = ["float32", "float64", "float16", "bfloat16"]
-OCCUPANCY = {"shrink rows": 0.75}  # the others: 1.0
+OCCUPANCY = {("shrink rows", dtype): 0.75 for dtype in DTYPES} | {("backward", "float64"): 0.75}  # the others: 1.0
 IN_FLIGHT = 3.35e12 * 700e-9 / 132
 """Bytes that a multiprocessor of an H100 has to ask for ahead: bandwidth times latency over 132 multiprocessors."""
 
@@ -19,8 +29,8 @@ IN_FLIGHT = 3.35e12 * 700e-9 / 132
 def audited(name, dtype, capability):
     accumulator = accumulator_name(dtype, capability)
     build = getattr(variants, name.replace(" ", "_"))
-    variant = build(dtype, accumulator) if name.startswith("forward") else build(dtype)
-    return audit.audit(variant, capability)
+    options = (accumulator,) if name.startswith("forward") else ()
+    return audit.audit(build(dtype, *options, registers_of(audit.RESIDENT_THREADS[capability])), capability)
 
 
 def everything():
@@ -40,7 +50,7 @@ def test_machine_code(name, dtype, capability):
     assert kernel.spilled == 0
     assert "STL" not in kernel.listing
     assert "LDL" not in kernel.listing
-    assert kernel.occupancy >= OCCUPANCY.get(name, 1.0)
+    assert kernel.occupancy >= OCCUPANCY.get((name, dtype), 1.0)
     assert kernel.in_flight > IN_FLIGHT
     assert not re.search(r"\b(ATOM[GS]?|RED|SHFL)\b", kernel.listing)
     if name in ("backward", "shrink"):  # contracted, they would not have the bits that processors give
@@ -51,6 +61,21 @@ def test_machine_code(name, dtype, capability):
     assert kernel.narrow == factors
     if dtype != "float64" and not (name.startswith("forward") and capability in FAST_FLOAT64):
         assert kernel.float64 == factors
+
+
+@pytest.mark.parametrize(("name", "dtype", "capability"), TIGHT)
+def test_no_register_is_written_to_memory(name, dtype, capability):
+    """Nor threads given up for it, but for what is known."""
+    kernel = audited(name, dtype, capability)
+    assert kernel.spilled == 0
+    assert kernel.occupancy >= OCCUPANCY.get((name, dtype), 1.0)
+    assert kernel.wide_loads >= 1
+
+
+@pytest.mark.parametrize(("threads", "registers"), [(2048, 32), (1536, 40), (1024, 64)])
+def test_registers_that_cost_no_thread(threads, registers):
+    assert registers_of(threads) == registers
+    assert registers * threads <= 65_536
 
 
 def test_float64_sums_take_three_instructions_per_element():
@@ -69,7 +94,7 @@ def test_the_second_pass():
 @pytest.mark.parametrize("terms", [(True, False), (False, True), (False, False)], ids=str)
 @pytest.mark.parametrize("on_device", [True, False])
 def test_gradients_of_fewer_terms(terms, on_device):
-    kernel = audit.audit(variants.backward("float32", *terms, upstream_on_device=on_device), (8, 0))
+    kernel = audit.audit(variants.backward("float32", 32, *terms, upstream_on_device=on_device), (8, 0))
     assert kernel.spilled == kernel.narrow == 0
     assert "STG.E.128" in kernel.listing
     assert ("LDG.E.128" in kernel.listing) == any(terms)  # without a term there is nothing to read
@@ -77,7 +102,7 @@ def test_gradients_of_fewer_terms(terms, on_device):
 
 def test_compensated_products_are_not_contracted():
     """A fused `high + v * v` would make the error of the sum wrong: each square is rounded, then added."""
-    ptx = audit.ptx(variants.forward("float32", "compensated"), (8, 9))
+    ptx = audit.ptx(variants.forward("float32", "compensated", 40), (8, 9))
     assert "mul.rn.f32" in ptx
     products = [line for line in ptx.splitlines() if "fma.rn.f32" in line]
     squares = [line for line in ptx.splitlines() if "mul.rn.f32" in line]
