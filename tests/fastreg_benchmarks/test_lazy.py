@@ -41,6 +41,7 @@ def test_the_suite_writes_rows_and_a_plot(monkeypatch, settings, tmp_path):
     for module, name, value in (
         (sizes, "QUICK_SIZES", (100, 200)),
         (sizes, "QUICK_COMPARED", 200),
+        (sizes, "QUICK_FEW", (10,)),
         (shares, "QUICK_ROWS", 300),
         (shares, "SHARES", (0.01, 1.0)),
         (criteo, "QUICK_ROWS", 400),
@@ -53,13 +54,13 @@ def test_the_suite_writes_rows_and_a_plot(monkeypatch, settings, tmp_path):
     with (tmp_path / "out.txt").open("w") as file:
         assert lazy.run(changed, Console(file=file, width=200)) == 0
     found = results.read(csv, LazyRow)
-    assert {row.part for row in found} == {"sizes", "against-keras", "shares", "criteo"}
+    assert {row.part for row in found} == {"sizes", "against-keras", "few-rows", "shares", "criteo"}
     assert {row.provider for row in found} == set(EMBEDDINGS)
     assert all(0 < row.p20_s <= row.p50_s <= row.p80_s for row in found)
     assert plot.read_bytes().startswith(b"\x89PNG")
     targets = results.read(tmp_path / "rows_targets.csv", LimitRow)
     assert [row.line for row in targets] == sorted(row.line for row in targets)
-    assert {row.line for row in targets} == {1, 2, 3, 4, 5}
+    assert {row.line for row in targets} == {1, 2, 3, 4, 5, 6}
     printed = (tmp_path / "out.txt").read_text()
     for words in ("times faster than Keras with L1L2", "at most 1.5", "touched", "a step"):
         assert words in printed

@@ -2,6 +2,7 @@
 
 1. The step does not grow with the table. 2. Against Keras's layers, regularised and not. 3. Against 1,000 rows.
 4. From which share of rows touched on dense is faster. 5. A table of the size of Criteo's, on this machine.
+6. Tables of few rows: whether there is a size below which dense is faster.
 """
 
 from __future__ import annotations

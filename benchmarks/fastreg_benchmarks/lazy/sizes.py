@@ -1,4 +1,4 @@
-"""Parts 1 to 3: steps of tables of three sizes, of a small one, and of Keras's layers."""
+"""Parts 1 to 3, and 6: steps of tables of three sizes, of small ones, and of Keras's layers."""
 
 from __future__ import annotations
 
@@ -17,18 +17,23 @@ SIZES, QUICK_SIZES = (100_000, 1_000_000, 10_000_000), (10_000, 100_000)
 SMALL = 1_000
 WORKLOAD = Workload(rows=SMALL, width=64, batch=4096, fields=8, exponent=1.2)
 
+FEW, QUICK_FEW = (2, 10, 100, 1_000, 10_000), (10, 100)
+"""Rows of tables of which `accelerate(model, lazy=True)` could leave some dense, if that were faster."""
+
 MOST_GROWTH = MOST_OF_SMALL = 1.5
 LEAST_AGAINST_KERAS, LEAST_AGAINST_PLAIN = 30, 5
 COMPARED, QUICK_COMPARED = 1_000_000, 100_000
 
 
 def steps(settings: Settings) -> Iterator[tuple[list[LazyRow], list[Line]]]:
-    """With each optimizer, then with L2 alone, then against Keras."""
+    """With each optimizer, then with L2 alone, then against Keras, then tables of few rows."""
     sizes = QUICK_SIZES if settings.quick else SIZES
     for optimizer in OPTIMIZERS:
         yield _growth("lazy", optimizer, sizes, settings)
     yield _growth("lazy-l2", "sgd", sizes, settings)
     yield _against_keras(replace(WORKLOAD, rows=QUICK_COMPARED if settings.quick else COMPARED), settings)
+    for rows in QUICK_FEW if settings.quick else FEW:
+        yield _of_few_rows(replace(WORKLOAD, rows=rows), settings)
 
 
 def _growth(
@@ -82,3 +87,14 @@ def _against_keras(workload: Workload, settings: Settings) -> tuple[list[LazyRow
             )
         )
     return rows, lines
+
+
+def _of_few_rows(workload: Workload, settings: Settings) -> tuple[list[LazyRow], list[Line]]:
+    """Whether a table that every step touches as a whole is better lazy or dense."""
+    keys: list[Key] = [(provider, "sgd", workload) for provider in ("lazy", "fastreg")]
+    rows, samples = measure("few-rows", keys, settings)
+    ratio = stats.ratio(samples[keys[1]], samples[keys[0]])
+    name = f"lazy, sgd, {workload.rows:,} rows: times faster than Keras's layer with fastreg.L1L2"
+    return rows, [
+        Line(6, name, "at least 1", with_medians(ratio, samples[keys[1]], samples[keys[0]]), at_least(ratio, 1))
+    ]

@@ -31,7 +31,7 @@ OPTIMIZERS: dict[str, Callable[[], keras.optimizers.Optimizer]] = {
 
 
 def compile_model(model: keras.Model, optimizer: keras.optimizers.Optimizer, loss: Any) -> None:
-    """Compile without XLA, which lazy tables do not have, and with the wrapper that they need."""
+    """Compile without XLA, as Keras does by default on a processor, and with the wrapper that lazy tables need."""
     lazy = any(isinstance(layer, fastreg.Embedding) for layer in model.layers)
     model.compile(fastreg.LazyRegularization(optimizer) if lazy else optimizer, loss, jit_compile=False)
 
