@@ -15,7 +15,7 @@ from keras.src.saving.serialization_lib import SafeModeScope
 
 from fastreg._changes import Changes
 from fastreg.embedding import Embedding
-from fastreg.models import layers_of, replace
+from fastreg.models import layers_of, one_for_one, replace
 from fastreg.optimizers import LazyRegularization, LossScaledLazyRegularization, unscaled, unwrapped
 from fastreg.regularizers import REPLACEMENTS, _Penalty
 
@@ -82,16 +82,7 @@ def to_keras(model: keras.Model) -> keras.Model:
 
 def _revert(model: keras.layers.Layer) -> None:
     """Put what Keras has in the place of what is fastreg's; also in what layers make when they are built."""
-    twins: dict[int, Any] = {}
-
-    def twin(value: Any) -> Any:
-        # One for one, so that layers that shared a regularizer still do.
-        if type(value) not in _TWINS:
-            return value
-        if id(value) not in twins:
-            twins[id(value)] = _TWINS[type(value)](**value.get_config())
-        return twins[id(value)]
-
+    twin = one_for_one(_TWINS, lambda regularizer: _TWINS[type(regularizer)](**regularizer.get_config()))
     layers = layers_of(model)
     for layer in layers:
         if isinstance(layer, Embedding):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -93,15 +93,7 @@ def accelerate(model: keras.Model, lazy: bool = False) -> keras.Model:
         so that the numbers differ from Keras's.
     """
     layers = layers_of(model)
-    replacements: dict[int, _Penalty] = {}
-
-    def replacement(regularizer: Any) -> Any:
-        # One for one, so that layers that shared a regularizer still do.
-        if type(regularizer) not in REPLACEMENTS:
-            return regularizer
-        if id(regularizer) not in replacements:
-            replacements[id(regularizer)] = replaced(regularizer)
-        return replacements[id(regularizer)]
+    replacement = one_for_one(REPLACEMENTS, replaced)
 
     def after_build(layer: keras.layers.Layer) -> None:
         with Changes() as changes:
@@ -196,6 +188,20 @@ def layers_of(model: Any, kind: type[keras.layers.Layer] = keras.layers.Layer) -
     raise TypeError(f"Invalid type for argument model: expected a Keras model. Received: {received}")
 
 
+def one_for_one(kinds: Collection[type], make: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """What `replace` takes: makes one of each value of these classes, so that layers that shared it still do."""
+    made: dict[int, tuple[Any, Any]] = {}  # with the value itself, whose number another would have once it is gone
+
+    def replacement(value: Any) -> Any:
+        if type(value) not in kinds:
+            return value
+        if id(value) not in made:
+            made[id(value)] = value, make(value)
+        return made[id(value)][1]
+
+    return replacement
+
+
 _KERAS_2 = ("tf_keras.", "tensorflow.python.keras.")
 """Packages that are Keras 2."""
 
@@ -245,7 +251,7 @@ def _followed_by(action: Callable[[keras.layers.Layer], None], layer: keras.laye
 
 
 def _lazy_row(table: LazyTable, xla: bool) -> RegularizedValue:
-    reason = f"a lazily regularised table, of any size faster than a dense one; by {table.served_by(xla)}"
+    reason = f"a lazily regularised table, by {table.served_by(xla)}"
     return RegularizedValue(
         table.path, "weight", table.penalised_by, math.prod(table.shape), table.dtype, "lazy", reason
     )

@@ -60,8 +60,7 @@ def _value(x: tf.Tensor, factors: Factors) -> tf.Tensor:
 
 
 def _gradient(x: tf.Tensor, upstream: tf.Tensor, factors: Factors) -> tf.Tensor:
-    # Though the forward was not compiled, or not of a tensor with tangents: the upstream gradient has some, too.
-    if not tf.executing_eagerly() and (support.in_xla() or support.has_tangents(upstream)):
+    if support.needs_derivable_gradient(upstream):
         return plain.gradient(x, upstream, factors)
     return _call(_compiled(x.dtype, *map(factors.has, range(2)))[1], (x, upstream), factors, x.shape)
 

@@ -40,6 +40,13 @@ def has_tangents(x: tf.Tensor) -> bool:
     return bool(forwardprop_util.pack_tangents([x]).tangents)
 
 
+def needs_derivable_gradient(upstream: tf.Tensor) -> bool:
+    """Whether a gradient has to be TensorFlow's ops though its forward was not: it alone is compiled, or the upstream
+    gradient has tangents, which x had not.
+    """
+    return not tf.executing_eagerly() and (in_xla() or has_tangents(upstream))
+
+
 @functools.cache
 def has_gpu() -> bool:
     """Whether this machine has a GPU that TensorFlow knows, visible or not."""

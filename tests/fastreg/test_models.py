@@ -6,6 +6,7 @@ import pytest
 from keras import layers, regularizers
 
 import fastreg
+from fastreg import models
 
 KERAS = (regularizers.L1, regularizers.L2, regularizers.L1L2)
 FASTREG = (fastreg.L1, fastreg.L2, fastreg.L1L2)
@@ -321,3 +322,12 @@ def test_evaluation_is_traced_anew_as_well(forced, trainer):
     assert model.evaluate(x, y, verbose=0) == pytest.approx(before[0], rel=1e-5)
     assert forced.kernel_calls() > calls
     np.testing.assert_array_equal(model.predict(x, verbose=0), before[1])
+
+
+def test_what_was_replaced_stays_as_long_as_its_replacement_is_known():
+    """Another regularizer in its memory would be taken for it."""
+    replacement = models.one_for_one((keras.regularizers.L2,), lambda value: fastreg.L2(float(value.l2)))
+    found = [(float(replacement(keras.regularizers.L2(l2)).l2), l2) for l2 in (0.5, 0.25, 0.125)]
+    assert all(ours == given for ours, given in found)
+    shared = keras.regularizers.L2(0.5)
+    assert replacement(shared) is replacement(shared)

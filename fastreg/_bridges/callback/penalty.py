@@ -56,8 +56,7 @@ def _gradient(
     @differentiable
     def slope(x: tf.Tensor, upstream: tf.Tensor, vector: tf.Tensor, *tensors: tf.Tensor) -> Any:
         local = factors.with_tensors(tensors)
-        # Though the forward was not compiled, or not of a tensor with tangents: the upstream gradient has some, too.
-        if not tf.executing_eagerly() and (support.in_xla() or support.has_tangents(upstream)):
+        if support.needs_derivable_gradient(upstream):
             result = plain.gradient(x, upstream, local)
         else:
             (result,) = call(kernels.gradient, [x, upstream, vector, *ahead], [x.shape], [x.dtype])

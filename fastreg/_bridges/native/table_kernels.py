@@ -68,8 +68,10 @@ def _mutex(data):
     return capi.pointer(capi.address(_mutexes_address()) + number * np.uintp(8 * _shared.MUTEX_WORDS))
 
 
-_REST = 5
-"""The first input behind those of the table that an op begins with."""
+@inner
+def _behind(context, i, status):
+    """The i-th input behind those of the table that an op begins with."""
+    return handle_of_input(context, 5 + i, status)
 
 
 @inner
@@ -173,7 +175,7 @@ def lookup(dtype: tf.DType, ids_dtype: tf.DType) -> Any:
     def compute(kernel, context):
         status = capi.NewStatus()
         table, height, width, data, stamps, state = _open(context, status)
-        ids_handle = handle_of_input(context, _REST, status)
+        ids_handle = _behind(context, 0, status)
         count = capi.Dim(ids_handle, 0)
         rows_handle = np.uintp(0)
         try:
@@ -217,23 +219,11 @@ def update(dtype: tf.DType, ids_dtype: tf.DType, rule: int) -> Any:
     def compute(kernel, context):
         status = capi.NewStatus()
         table, height, width, data, stamps, state = _open(context, status)
-        first_handle, second_handle = (
-            handle_of_input(context, _REST + 1, status),
-            handle_of_input(context, _REST + 3, status),
-        )
-        ids_handle, gradient_handle = (
-            handle_of_input(context, _REST + 4, status),
-            handle_of_input(context, _REST + 5, status),
-        )
-        rate_handle, scale_handle = (
-            handle_of_input(context, _REST + 6, status),
-            handle_of_input(context, _REST + 7, status),
-        )
-        factors_handle, settings_handle = (
-            handle_of_input(context, _REST + 8, status),
-            handle_of_input(context, _REST + 9, status),
-        )
-        step_handle = handle_of_input(context, _REST + 10, status)
+        first_handle, second_handle = _behind(context, 1, status), _behind(context, 3, status)
+        ids_handle, gradient_handle = _behind(context, 4, status), _behind(context, 5, status)
+        rate_handle, scale_handle = _behind(context, 6, status), _behind(context, 7, status)
+        factors_handle, settings_handle = _behind(context, 8, status), _behind(context, 9, status)
+        step_handle = _behind(context, 10, status)
         count = capi.Dim(ids_handle, 0)
         x = carray(data, height * width, stored)
         first = carray(capi.TensorData(first_handle), capi.TensorElementCount(first_handle), arithmetic)
@@ -362,10 +352,7 @@ def penalty(dtype: tf.DType) -> Any:
     def compute(kernel, context):
         status = capi.NewStatus()
         table, height, width, data, stamps, state = _open(context, status)
-        factors_handle, every_handle = (
-            handle_of_input(context, _REST, status),
-            handle_of_input(context, _REST + 1, status),
-        )
+        factors_handle, every_handle = _behind(context, 0, status), _behind(context, 1, status)
         factors = carray(capi.TensorData(factors_handle), 2, np.float64)
         every = carray(capi.TensorData(every_handle), 1, np.int64)[0]
         penalty_handle = np.uintp(0)
