@@ -34,11 +34,15 @@ def differentiated(
     @differentiable
     def penalty(x: tf.Tensor, *tensors: tf.Tensor) -> Any:
         local = factors.with_tensors(tensors)
+        total = value(x, local)
 
         def backward(upstream: tf.Tensor) -> Any:
+            if _for_xla(x) and not support.is_likely_on_gpu(x):
+                # An update in place can follow only what has read x, which GPUs do in the same loop.
+                upstream = xla.after(upstream, total)
             return (_slope(x, upstream, local, gradient), *of_factors(x, upstream, tensors, local))
 
-        return value(x, local), backward
+        return total, backward
 
     return penalty(x, *factors.tensors)
 

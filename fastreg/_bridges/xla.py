@@ -16,9 +16,13 @@ from fastreg._bridges import support
 from fastreg._bridges.custom_gradient import differentiable
 from fastreg._bridges.factors import Factors
 
-BLOCK = 1024
+_SIDE = 32
+BLOCK = _SIDE * _SIDE
 """Elements that are added up in the dtype of the arithmetic; their sums in float64. One sum over all elements is off by
-1e-3 at 2^26 on processors, where XLA adds one after another."""
+1e-3 at 2^26 on processors, where XLA adds one after another.
+
+A block is a square: on processors XLA splits sums over a dimension of more than 32, and then writes the terms out, as
+many as x has elements, before it adds them up."""
 
 
 @differentiable
@@ -37,7 +41,7 @@ def value(x: tf.Tensor, factors: Factors) -> tf.Tensor:
     flat = tf.reshape(tf.cast(x, dtype), [-1])
     size = tf.size(flat, out_type=tf.int64)
     whole = size - size % BLOCK
-    sums = tf.reduce_sum(terms(tf.reshape(flat[:whole], [-1, BLOCK]), factors), axis=1)
+    sums = tf.reduce_sum(terms(tf.reshape(flat[:whole], [-1, _SIDE, _SIDE]), factors), axis=[1, 2])
     sums = tf.concat([sums, terms(flat[whole:], factors)], 0)
     # The barrier keeps XLA from making one sum of both.
     return tf.cast(tf.reduce_sum(tf.cast(_barrier(sums), tf.float64)), x.dtype)
