@@ -6,6 +6,7 @@ Two sums, of |x| and of x², would be two loops: XLA does not put sums of differ
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import reduce
 from typing import Any
 
@@ -37,14 +38,19 @@ def read_once(x: tf.Tensor) -> Any:
 
 def value(x: tf.Tensor, factors: Factors) -> tf.Tensor:
     """`sum(l1 * |x| + l2 * x²)`, with half types computed in float32."""
-    dtype = support.arithmetic_dtype(x.dtype)
-    flat = tf.reshape(tf.cast(x, dtype), [-1])
+    wide = tf.cast(x, support.arithmetic_dtype(x.dtype))
+    return tf.cast(total(wide, lambda part: terms(part, factors)), x.dtype)
+
+
+def total(x: tf.Tensor, of: Callable[[tf.Tensor], tf.Tensor]) -> tf.Tensor:
+    """`sum(of(x))` in float64, of a function of each element; blocks are added up in the dtype that it returns."""
+    flat = tf.reshape(x, [-1])
     size = tf.size(flat, out_type=tf.int64)
     whole = size - size % BLOCK
-    sums = tf.reduce_sum(terms(tf.reshape(flat[:whole], [-1, _SIDE, _SIDE]), factors), axis=[1, 2])
-    sums = tf.concat([sums, terms(flat[whole:], factors)], 0)
+    sums = tf.reduce_sum(of(tf.reshape(flat[:whole], [-1, _SIDE, _SIDE])), axis=[1, 2])
+    sums = tf.concat([sums, of(flat[whole:])], 0)
     # The barrier keeps XLA from making one sum of both.
-    return tf.cast(tf.reduce_sum(tf.cast(_barrier(sums), tf.float64)), x.dtype)
+    return tf.reduce_sum(tf.cast(_barrier(sums), tf.float64))
 
 
 def after(x: tf.Tensor, *others: tf.Tensor) -> tf.Tensor:

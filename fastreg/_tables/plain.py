@@ -270,9 +270,13 @@ def _measured(variable: Any, numbers: tf.Tensor, is_due: tf.Tensor) -> tf.Tensor
     """The numbers of a table, with its true weights summed up anew, in float64, if that is due."""
 
     def measured() -> tf.Tensor:
-        rows = tf.abs(tf.cast(true_rows(variable), tf.float64))
-        zero, count = tf.zeros((), tf.float64), tf.reduce_sum(tf.cast(rows != 0.0, tf.float64))
-        sums = [tf.reduce_sum(rows), tf.reduce_sum(tf.square(rows)), count, zero, numbers[state.TOTAL], zero]
+        rows, zero = tf.abs(tf.cast(true_rows(variable), tf.float64)), tf.zeros((), tf.float64)
+        terms = (tf.identity, tf.square, lambda rows: tf.cast(rows != 0.0, tf.float64))
+        if support.in_xla():
+            sums = [xla.total(rows, of) for of in terms]
+        else:
+            sums = [tf.reduce_sum(of(rows)) for of in terms]
+        sums += [zero, numbers[state.TOTAL], zero]
         return tf.concat([numbers[: state.SUM_ABS], sums, numbers[state.FAULT :]], 0)
 
     if tf.executing_eagerly():
