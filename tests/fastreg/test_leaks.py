@@ -134,7 +134,7 @@ PROGRAM = """
 def growth(run_python, request):
     # What is large goes back to the system at once, where the allocator would keep some of it.
     environment = {"FASTREG_BRIDGE": request.param, "MALLOC_MMAP_THRESHOLD_": str(1 << 18)}
-    return json.loads(run_python(PROGRAM, **environment).split("RESULTS")[1])
+    return json.loads(run_python(PROGRAM, fresh=True, **environment).split("RESULTS")[1])
 
 
 @pytest.mark.parametrize(
