@@ -29,9 +29,18 @@ from fastreg._tables import rules
 FORCED = ("native", "py_function")
 """The bridges that use kernels whatever the size."""
 
-STEPS_PER_EPOCH, EPOCHS, BATCH = 8, 7, 8
+STEPS_PER_EPOCH, EPOCHS, EAGER_EPOCHS, BATCH = 8, 7, 2, 8
+"""56 steps in a graph, where tracing takes longest; eager steps take 20 times as long, and differ by no state."""
 
 gc.freeze()  # what is imported by now stays: the collections of the tests need not look at it
+
+
+LONG = ("test_leaks.py", "test_memory.py", "test_interrupts.py", "test_files.py", "test_shutdown.py")
+
+
+def pytest_collection_modifyitems(items):
+    """The longest tests first, so that no worker is left with one of them at the end."""
+    items.sort(key=lambda item: item.path.name not in LONG)
 
 
 @pytest.fixture(autouse=True)
@@ -367,14 +376,15 @@ class Trainer:
         return keras.optimizers.SGD(0.02, momentum=0.9)
 
     def fit(self, name, penalties, optimizer=None, policy="float32", **options):
-        """A trained model and its history: 56 steps. `optimizer` makes one."""
+        """A trained model and its history: 56 steps, or 16 eagerly. `optimizer` makes one."""
         model = self.build(name, penalties, policy)
         model.compile((optimizer or self.optimizer)(), "mse", **options)
         return model, self.more(model, name)
 
     def more(self, model, name):
         x, y = self.data(name)
-        return model.fit(x, y, batch_size=BATCH, epochs=EPOCHS, shuffle=False, verbose=0).history["loss"]
+        epochs = EAGER_EPOCHS if model.run_eagerly else EPOCHS
+        return model.fit(x, y, batch_size=BATCH, epochs=epochs, shuffle=False, verbose=0).history["loss"]
 
     @functools.cache  # noqa: B019 - one trainer for the session
     def reference(self, name, **options):
@@ -422,7 +432,7 @@ def gradient():
         with tf.GradientTape() as tape:
             tape.watch(x)
             value = penalty(x)
-        seed = None if upstream is None else tf.cast(tf.constant(upstream, tf.float64), value.dtype)
+        seed = None if upstream is None else tf.cast(tf.convert_to_tensor(upstream, tf.float64), value.dtype)
         return value, tape.gradient(value, x, seed)
 
     return of

@@ -1,4 +1,4 @@
-"""Imports TensorFlow once and runs each script that it is asked to in a child: importing takes longer than most scripts.
+"""Imports TensorFlow once, and runs each script that it is given in a child: importing takes longer than most scripts.
 
 A child is forked before TensorFlow or Keras has started anything, so that it is like any process that has just imported
 them. Numba and fastreg, which read the environment and keep track of forks, are not imported here.
