@@ -105,10 +105,10 @@ PROGRAM = """
         "graph": (1000, repeated(traced, x)),
         "graph with a tape outside": (1000, tape_outside),
         "graph with a changing variable": (1000, changing),
-        "retraced": (200, retraced),
-        "new variables": (100, new_variables),
-        "new tables": (100, new_tables),
-        "trained tables": (20, trained_tables),
+        "retraced": (100, retraced),
+        "new variables": (50, new_variables),
+        "new tables": (50, new_tables),
+        "trained tables": (10, trained_tables),
         "new shapes": (300, new_shapes),
     }
 
