@@ -107,7 +107,7 @@ PROGRAM = """
         "graph with a changing variable": (1000, changing),
         "retraced": (100, retraced),
         "new variables": (50, new_variables),
-        "new tables": (50, new_tables),
+        "new tables": (30, new_tables),
         "trained tables": (10, trained_tables),
         "new shapes": (300, new_shapes),
     }
@@ -142,7 +142,7 @@ TRACES = ("retraced", "new variables", "new tables", "trained tables")
 def test_memory_stays_flat(run_python, bridge_name):
     # What is large goes back to the system at once, where the allocator would keep some of it.
     environment = {"FASTREG_BRIDGE": bridge_name, "MALLOC_MMAP_THRESHOLD_": str(1 << 18)}
-    growth = json.loads(run_python(PROGRAM, fresh=True, **environment).split("RESULTS")[1])
+    growth = json.loads(run_python(PROGRAM, fresh=True, seconds=280, **environment).split("RESULTS")[1])
     assert len(growth) == (15 if bridge_name == "native" else 14)  # 100,000 callbacks take too long
     wrong = {}
     for scenario, (turns, megabytes, objects, calls) in growth.items():
