@@ -6,11 +6,15 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import functools
 import gc
+import json
+import signal
 import subprocess
 import sys
 import textwrap
+import threading
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -25,9 +29,18 @@ from fastreg._tables import rules
 FORCED = ("native", "py_function")
 """The bridges that use kernels whatever the size."""
 
-STEPS_PER_EPOCH, EPOCHS, BATCH = 8, 7, 8
+STEPS_PER_EPOCH, EPOCHS, EAGER_EPOCHS, BATCH = 8, 7, 2, 8
+"""56 steps in a graph, where tracing takes longest; eager steps take 20 times as long, and differ by no state."""
 
 gc.freeze()  # what is imported by now stays: the collections of the tests need not look at it
+
+
+LONG = ("test_leaks.py", "test_memory.py", "test_interrupts.py", "test_files.py", "test_shutdown.py")
+
+
+def pytest_collection_modifyitems(items):
+    """The longest tests first, so that no worker is left with one of them at the end."""
+    items.sort(key=lambda item: item.path.name not in LONG)
 
 
 @pytest.fixture(autouse=True)
@@ -130,23 +143,94 @@ def operations():
     return of_graph
 
 
-@pytest.fixture(scope="session")
-def run_python():
-    """Run code in a new process and return what it printed."""
+class Launcher:
+    """The process of launcher.py, and what it is asked."""
 
-    def run(code, *arguments, ok=True, **environment):
-        completed = subprocess.run(
-            [sys.executable, "-c", textwrap.dedent(code), *map(str, arguments)],
-            capture_output=True,
-            text=True,
-            timeout=200,
-            env=os.environ | environment,
+    def __init__(self):
+        command = [sys.executable, "-P", Path(__file__).with_name("launcher.py")]
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
         )
+
+    def __call__(self, path, arguments, environment, seconds):
+        streams = {name: f"{path}.{name}" for name in ("stdout", "stderr")}
+        request = {"path": str(path), "arguments": arguments, "environment": environment, **streams}
+        print(json.dumps(request), file=self.process.stdin, flush=True)
+        child = int(self.process.stdout.readline())
+        timer = threading.Timer(seconds, os.killpg, (child, signal.SIGKILL))
+        timer.start()
+        code = int(self.process.stdout.readline())
+        late = not timer.is_alive()
+        timer.cancel()
+        return code, *(Path(stream).read_text() for stream in streams.values()), late
+
+    def stop(self):
+        self.process.kill()
+        self.process.communicate()
+
+
+def run_fresh(path, arguments, environment, seconds):
+    process = subprocess.Popen(
+        [sys.executable, path, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        start_new_session=True,
+    )
+    try:
+        printed, late = process.communicate(timeout=seconds), False
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        printed, late = process.communicate(), True
+    return process.returncode, *printed, late
+
+
+@pytest.fixture(scope="session")
+def run_process(tmp_path_factory):
+    """Run a script in a new process: its exit code, and what it printed on stdout and on stderr.
+
+    It is a child of a process that has imported TensorFlow and Keras, and nothing else; or, if it is to be `fresh`,
+    started from nothing, as where the import itself, the allocator or `multiprocessing` is tested. After some seconds
+    it is killed, with the children that it started, and then the test fails. Keyword arguments are environment
+    variables.
+    """
+    launchers = []
+
+    def run(script, *arguments, seconds=200, fresh=False, **environment):
+        path = tmp_path_factory.mktemp("process") / "script.py"
+        path.write_text(textwrap.dedent(script))
+        arguments, environment = [*map(str, arguments)], os.environ | environment
+        if fresh or not sys.platform.startswith("linux"):
+            code, output, errors, late = run_fresh(path, arguments, environment, seconds)
+        else:
+            launcher = launchers.pop() if launchers else Launcher()
+            try:
+                code, output, errors, late = launcher(path, arguments, environment, seconds)
+            except BaseException:
+                launcher.stop()  # whose next answer would be one to this question
+                raise
+            launchers.append(launcher)
+        if late:
+            pytest.fail(f"the process did not end in {seconds} s:\n{output}\n{errors[-4000:]}")
+        return code, output, errors
+
+    yield run
+    for launcher in launchers:
+        launcher.stop()
+
+
+@pytest.fixture(scope="session")
+def run_python(run_process):
+    """Run code in a new process and return what it printed; arguments as for `run_process`."""
+
+    def run(script, *arguments, ok=True, **options):
+        code, output, errors = run_process(script, *arguments, **options)
         if ok:
-            assert completed.returncode == 0, completed.stderr[-4000:]
-            return completed.stdout
-        assert completed.returncode != 0, completed.stdout
-        return completed.stderr
+            assert code == 0, errors[-4000:]
+            return output
+        assert code != 0, output
+        return errors
 
     return run
 
@@ -292,14 +376,15 @@ class Trainer:
         return keras.optimizers.SGD(0.02, momentum=0.9)
 
     def fit(self, name, penalties, optimizer=None, policy="float32", **options):
-        """A trained model and its history: 56 steps. `optimizer` makes one."""
+        """A trained model and its history: 56 steps, or 16 eagerly. `optimizer` makes one."""
         model = self.build(name, penalties, policy)
         model.compile((optimizer or self.optimizer)(), "mse", **options)
         return model, self.more(model, name)
 
     def more(self, model, name):
         x, y = self.data(name)
-        return model.fit(x, y, batch_size=BATCH, epochs=EPOCHS, shuffle=False, verbose=0).history["loss"]
+        epochs = EAGER_EPOCHS if model.run_eagerly else EPOCHS
+        return model.fit(x, y, batch_size=BATCH, epochs=epochs, shuffle=False, verbose=0).history["loss"]
 
     @functools.cache  # noqa: B019 - one trainer for the session
     def reference(self, name, **options):
@@ -347,7 +432,7 @@ def gradient():
         with tf.GradientTape() as tape:
             tape.watch(x)
             value = penalty(x)
-        seed = None if upstream is None else tf.cast(tf.constant(upstream, tf.float64), value.dtype)
+        seed = None if upstream is None else tf.cast(tf.convert_to_tensor(upstream, tf.float64), value.dtype)
         return value, tape.gradient(value, x, seed)
 
     return of

@@ -34,7 +34,7 @@ def test_another_backend_is_refused_first(run_python, tmp_path):
         except ImportError as error:
             print(type(error).__name__, error, [name in sys.modules for name in ("tensorflow", "numba")])
     """
-    printed = run_python(program)
+    printed = run_python(program, fresh=True)
     assert "ImportError fastreg supports Keras's TensorFlow backend only" in printed
     assert "KERAS_BACKEND=tensorflow" in printed
     assert "'jax'" in printed
@@ -69,6 +69,7 @@ def test_importing_has_no_side_effects(run_python):
         assert fastreg.info()["kernel_calls"] == 0
         assert "fastreg.cli" not in sys.modules
         print("done")
-        """
+        """,
+        fresh=True,
     )
     assert printed == "done\n"

@@ -1,6 +1,7 @@
 """Memory stays flat over thousands of steps, however the penalty is called."""
 
 import json
+import math
 
 import pytest
 
@@ -95,8 +96,8 @@ PROGRAM = """
 
     kept = tf.ones(17_000)  # just large enough for the pool of gradients
     SCENARIOS = {
-        "ten thousand eager": (10_000, repeated(slope, kept)),
-        "ten thousand in graphs": (10_000, repeated(traced, kept)),
+        "five thousand eager": (5000, repeated(slope, kept)),
+        "five thousand in graphs": (5000, repeated(traced, kept)),
         "eager": (1000, repeated(slope, x)),
         "eager value": (1000, repeated(penalty, x)),
         "eager variable": (300, repeated(slope, variable)),
@@ -104,10 +105,10 @@ PROGRAM = """
         "graph": (1000, repeated(traced, x)),
         "graph with a tape outside": (1000, tape_outside),
         "graph with a changing variable": (1000, changing),
-        "retraced": (200, retraced),
-        "new variables": (100, new_variables),
-        "new tables": (100, new_tables),
-        "trained tables": (20, trained_tables),
+        "retraced": (100, retraced),
+        "new variables": (50, new_variables),
+        "new tables": (30, new_tables),
+        "trained tables": (10, trained_tables),
         "new shapes": (300, new_shapes),
     }
 
@@ -130,55 +131,28 @@ PROGRAM = """
 """
 
 
-@pytest.fixture(scope="module", params=["native", "py_function"])
-def growth(run_python, request):
+LIMITS = {"five thousand eager": 5, "five thousand in graphs": 5, "in a loop": 5}
+"""Megabytes, of so many calls that a kilobyte of each would be noticed; in a loop, a status or a tensor of 50 bytes."""
+
+TRACES = ("retraced", "new variables", "new tables", "trained tables")
+"""TensorFlow keeps a little of each trace, but nothing of the size of a weight."""
+
+
+@pytest.mark.parametrize("bridge_name", ["native", "py_function"])
+def test_memory_stays_flat(run_python, bridge_name):
     # What is large goes back to the system at once, where the allocator would keep some of it.
-    environment = {"FASTREG_BRIDGE": request.param, "MALLOC_MMAP_THRESHOLD_": str(1 << 18)}
-    return json.loads(run_python(PROGRAM, **environment).split("RESULTS")[1])
-
-
-@pytest.mark.parametrize(
-    "scenario",
-    [
-        "eager",
-        "eager value",
-        "eager variable",
-        "eager under a persistent tape",
-        "graph",
-        "graph with a tape outside",
-        "graph with a changing variable",
-        "new shapes",
-    ],
-)
-def test_calls_leave_nothing(growth, scenario):
-    turns, megabytes, objects, calls = growth[scenario]
-    assert calls >= turns
-    assert megabytes < 50
-    assert objects < turns / 2
-
-
-@pytest.mark.parametrize("scenario", ["ten thousand eager", "ten thousand in graphs"])
-def test_many_calls_leave_nothing(growth, scenario):
-    turns, megabytes, objects, calls = growth[scenario]
-    assert calls >= turns == 10_000
-    assert megabytes < 10
-    assert objects < 100
-
-
-def test_native_ops_give_every_handle_back(growth):
-    """So many calls that a status or a tensor without memory of its own, of 50 bytes or more, would be noticed."""
-    if "in a loop" not in growth:
-        pytest.skip("100,000 callbacks take too long")
-    turns, megabytes, objects, calls = growth["in a loop"]
-    assert calls >= turns == 100_000
-    assert megabytes < 5
-    assert objects < 1000
-
-
-@pytest.mark.parametrize("scenario", ["retraced", "new variables", "new tables", "trained tables"])
-def test_traces_hold_no_weights(growth, scenario):
-    """TensorFlow keeps a little of each trace, but nothing of the size of a weight."""
-    turns, megabytes, _, calls = growth[scenario]
-    of_a_turn = 8 if scenario == "trained tables" else 1
-    assert calls >= turns or scenario.endswith("tables")  # callbacks serve penalties, not tables
-    assert megabytes < turns * of_a_turn / 2
+    environment = {"FASTREG_BRIDGE": bridge_name, "MALLOC_MMAP_THRESHOLD_": str(1 << 18)}
+    growth = json.loads(run_python(PROGRAM, fresh=True, seconds=280, **environment).split("RESULTS")[1])
+    assert len(growth) == (15 if bridge_name == "native" else 14)  # 100,000 callbacks take too long
+    wrong = {}
+    for scenario, (turns, megabytes, objects, calls) in growth.items():
+        if scenario in TRACES:
+            of_a_turn = 8 if scenario == "trained tables" else 1
+            most_megabytes, most_objects = turns * of_a_turn / 2, math.inf
+        else:
+            most_megabytes = LIMITS.get(scenario, 50)
+            most_objects = min(turns / 2, 1000 if scenario == "in a loop" else 100 if scenario in LIMITS else math.inf)
+        called = calls >= turns or scenario.endswith("tables")  # callbacks serve penalties, not tables
+        if not (called and megabytes < most_megabytes and objects < most_objects):
+            wrong[scenario] = {"turns": turns, "megabytes": megabytes, "objects": objects, "calls": calls}
+    assert not wrong

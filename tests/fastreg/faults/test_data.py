@@ -70,4 +70,4 @@ DATA = """
 
 
 def test_sources_of_data(run_script):
-    assert run_script(DATA).endswith("done\n")
+    assert run_script(DATA, fresh=True).endswith("done\n")

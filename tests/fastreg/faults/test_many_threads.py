@@ -34,7 +34,7 @@ THREADS = """
         assert sums.tolist() == [number * x.size, number**2 * x.size]
         assert (gradient == number).all()
 
-    def all_at_once(work, turns=6):
+    def all_at_once(work, turns=3):
         barrier, errors, done = threading.Barrier(COUNT), [], []
         def run(number):
             try:

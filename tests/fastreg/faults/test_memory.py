@@ -101,7 +101,7 @@ PENALTIES = (
 
 
 def test_gradients_that_find_no_memory(run_script):
-    failures = json.loads(run_script(PENALTIES, **UNBUFFERED).split("RESULTS")[1])
+    failures = json.loads(run_script(PENALTIES, fresh=True, **UNBUFFERED).split("RESULTS")[1])
     assert len(failures) == 7
     assert set(failures.values()) == {2}, failures
 
@@ -169,7 +169,7 @@ TABLES = (
 
 def test_tables_that_find_no_memory(run_script):
     """An op is done whole or not at all; and it says when it was not."""
-    failures, in_kernels = json.loads(run_script(TABLES, "native", **UNBUFFERED).split("RESULTS")[1])
+    failures, in_kernels = json.loads(run_script(TABLES, "native", fresh=True, **UNBUFFERED).split("RESULTS")[1])
     assert in_kernels
     for name in ("lookup", "update", "update, graph", "read", "sums"):
         assert failures[name] > 0, failures

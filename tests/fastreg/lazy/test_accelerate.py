@@ -118,8 +118,16 @@ def reference(name):
     return model.get_weights(), losses, model.predict(data[0], verbose=0)
 
 
-@pytest.mark.parametrize("stage", ["new", "built", "trained"])
-@pytest.mark.parametrize("name", MODELS)
+# A functional model is built as soon as it is made, and what a recurrent layer adds shows in a step that was traced.
+STAGES = {
+    "functional": ("new", "trained"),
+    "subclassed": ("new", "built", "trained"),
+    "own step": ("new", "built", "trained"),
+    "bidirectional": ("trained",),
+}
+
+
+@pytest.mark.parametrize(("name", "stage"), [(name, stage) for name in MODELS for stage in STAGES[name]])
 def test_the_model_trains_as_before(lazy, name, stage):
     """It is the same object with the same layers, variables and optimizer, and has the numbers that it would have."""
     model = build(name, schedule())

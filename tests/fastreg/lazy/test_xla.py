@@ -163,8 +163,8 @@ def test_a_step_writes_in_place(lazy, kind):
     rows = 10_007
     optimizer = lazy.optimizer(kind, 0.1)
     model = lazy.compiled(fastreg.L1L2(1e-3, 0.01), optimizer, rows=rows, width=3, jit_compile=True)
+    optimizer.build(model.trainable_variables)
     x, y = lazy.data(rows)
-    model.fit(x, y, verbose=0)
     step = tf.function(lambda x, y: model.train_step((x, y)), jit_compile=True)
     hlo = step.experimental_get_compiler_ir(tf.constant(x), tf.constant(y))(stage="optimized_hlo")
     entry = hlo[hlo.index("\nENTRY") :]
@@ -187,7 +187,8 @@ FAULTS = {
 @pytest.mark.parametrize("fault", FAULTS)
 def test_what_goes_wrong_is_raised_after_the_step(lazy, fault):
     id_, options, message = FAULTS[fault]
-    model, _ = trained(lazy, True, "sgd")
+    model = lazy.compiled(fastreg.L1L2(1e-3, 0.01), lazy.optimizer("sgd", 0.1), jit_compile=True)
+    model.fit(*lazy.data(), verbose=0)
     x, y = lazy.data()
     x[5, 1] = id_
     for name, value in options.items():

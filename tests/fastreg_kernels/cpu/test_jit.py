@@ -3,6 +3,7 @@
 import ctypes
 import itertools
 import os
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -11,37 +12,75 @@ from fastreg_kernels.cpu import jit
 from numba import config, int64
 
 # Computes, and prints the folder, Numba's own setting, and how many kernels were loaded and how many compiled.
-COMPUTE = """
+REPORT = """
+print(folder)
+print(repr(config.CACHE_DIR))
+print(sum(stats.cache_hits.values()), sum(stats.cache_misses.values()))
+"""
+
+WITH_A_KERNEL = (
+    """
 import numpy as np
 import fastreg_kernels as kernels
 from fastreg_kernels.cpu import jit, penalty
 from numba import config
 
 assert kernels.forward(np.array([1.0, -2.0])).tolist() == [3.0, 5.0]
-stats = penalty.sums_of.stats
-print(jit.cache_folder())
-print(repr(config.CACHE_DIR))
-print(sum(stats.cache_hits.values()), sum(stats.cache_misses.values()))
+folder, stats = jit.cache_folder(), penalty.sums_of.stats
 """
+    + REPORT
+)
+
+SOURCES = "def double(x):\n    return 2.0 * x\n\n\ndef halve(x):\n    return 0.5 * x\n"
+
+# With two functions of which each is compiled in no time. Where they are kept is decided as it is for kernels.
+COMPUTE = (
+    """
+import sys
+from pathlib import Path
+import numpy as np
+from fastreg_kernels.cpu import jit
+from numba import config
+
+sys.path.insert(0, sys.argv[1])
+import small
+
+compiler = jit.Compiler(Path(sys.argv[1]))
+double, halve = compiler.jit(small.double), compiler.jit(small.halve)
+assert double(1.0) == 2.0
+folder, stats = compiler.folder, double.stats
+"""
+    + REPORT
+)
+
+OPEN_TO_OTHERS = (0o720, 0o702, 0o770, 0o707, 0o777, 0o1777)
 
 as_root = pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root gives files away")
 posix = pytest.mark.skipif(not hasattr(os, "getuid"), reason="folders have no owner and mode here")
 
 
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory):
+    """The folder of what COMPUTE compiles."""
+    folder = tmp_path_factory.mktemp("sources")
+    (folder / "small.py").write_text(SOURCES)
+    return folder
+
+
 @pytest.fixture
-def run_in(run_python, tmp_path):
+def run_in(run_python, sources, tmp_path):
     """Run code in an environment that has no cache folder but in `tmp_path`; returns what it printed, in lines."""
     home = {"HOME": tmp_path / "home", "TMPDIR": tmp_path / "tmp", "NUMBA_CACHE_DIR": None, "XDG_CACHE_HOME": None}
     (tmp_path / "tmp").mkdir()
 
     def run(code=COMPUTE, **environment):
-        return run_python(code, **home | environment).splitlines()
+        return run_python(code, sources, **home | environment).splitlines()
 
     return run
 
 
 def test_home(run_in, tmp_path):
-    folder, setting, counts = run_in()
+    folder, setting, counts = run_in(WITH_A_KERNEL)
     assert Path(folder).parent == tmp_path / "home" / ".cache" / "fastreg"
     assert setting == "''"
     assert counts == "0 1"
@@ -54,7 +93,7 @@ def test_numbas_own_setting_comes_first(run_in, tmp_path):
     folder, setting, _ = run_in(NUMBA_CACHE_DIR=chosen, XDG_CACHE_HOME=other)
     assert Path(folder).parent == chosen / "fastreg"
     assert setting == repr(str(chosen))
-    assert list(Path(folder).rglob("penalty.sums_of*.nbi"))
+    assert list(Path(folder).rglob("small.double*.nbi"))
     assert not other.exists()
     assert not (tmp_path / "home").exists()
 
@@ -99,19 +138,20 @@ pwd.getpwuid = getpwuid
 
 
 @posix
-@pytest.mark.parametrize("mode", [0o770, 0o707, 0o777, 0o1777])
-def test_folders_that_others_can_write_to_are_refused(run_in, tmp_path, mode):
+def test_folders_that_others_can_write_to_are_refused(run_in, tmp_path):
     """What lies there is executed when it is loaded."""
     shared = tmp_path / "shared" / "fastreg"
     shared.mkdir(parents=True)
-    shared.chmod(mode)
+    shared.chmod(0o1777)
     folder, _, _ = run_in(NUMBA_CACHE_DIR=tmp_path / "shared")
     assert Path(folder).parent == tmp_path / "home" / ".cache" / "fastreg"
     assert not list(shared.iterdir())
 
 
 @posix
-@pytest.mark.parametrize(("mode", "usable"), [(0o700, True), (0o755, True), (0o720, False), (0o702, False)])
+@pytest.mark.parametrize(
+    ("mode", "usable"), [(0o700, True), (0o755, True), *((mode, False) for mode in OPEN_TO_OTHERS)]
+)
 def test_modes(tmp_path, mode, usable):
     folder = tmp_path / "folder"
     folder.mkdir()
@@ -187,7 +227,7 @@ def test_candidates_in_order(monkeypatch, tmp_path):
 
 
 def test_a_second_process_loads_what_the_first_compiled(run_in):
-    first, second = run_in(), run_in()
+    first, second = run_in(WITH_A_KERNEL), run_in(WITH_A_KERNEL)
     assert first[0] == second[0]
     assert (first[2], second[2]) == ("0 1", "1 0")
 
@@ -214,13 +254,22 @@ def test_kernels_for_another_processor_are_not_mixed_up(run_in):
     assert run_in()[2] == "1 0"
 
 
+COMPUTE_TWICE = COMPUTE + "assert halve(1.0) == 0.5\n"
+
+
+@pytest.fixture(scope="module")
+def filled_cache(start_python, sources, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cache")
+    start_python(COMPUTE_TWICE, sources, NUMBA_CACHE_DIR=folder).finish()
+    return folder
+
+
 @pytest.mark.parametrize(
     ("kind", "damage"),
     [*itertools.product(["nbi", "nbc"], ["cut", "empty", "zeros", "unreadable"]), ("nbc", "another instruction")],
 )
-def test_damaged_files_are_compiled_anew_with_one_warning(start_python, tmp_path, kind, damage):
-    code = COMPUTE + "from fastreg_kernels import shrink\nassert shrink(np.array([2.0]), 1.0, 0.5) == 1.5\n"
-    start_python(code, NUMBA_CACHE_DIR=tmp_path).finish()
+def test_damaged_files_are_compiled_anew_with_one_warning(start_python, sources, filled_cache, tmp_path, kind, damage):
+    shutil.copytree(filled_cache, tmp_path, dirs_exist_ok=True)
     files = list(tmp_path.rglob(f"*.{kind}"))
     assert len(files) >= 2
     for file in files:
@@ -235,11 +284,11 @@ def test_damaged_files_are_compiled_anew_with_one_warning(start_python, tmp_path
         if damage == "unreadable":
             file.unlink()
             file.mkdir()
-    output, errors = start_python(code, NUMBA_CACHE_DIR=tmp_path).finish()
+    output, errors = start_python(COMPUTE_TWICE, sources, NUMBA_CACHE_DIR=tmp_path).finish()
     assert output.splitlines()[2] == "0 1"
     if damage != "unreadable":
         assert errors.count("are damaged") == 1
-        output, errors = start_python(code, NUMBA_CACHE_DIR=tmp_path).finish()
+        output, errors = start_python(COMPUTE_TWICE, sources, NUMBA_CACHE_DIR=tmp_path).finish()
         assert output.splitlines()[2] == "1 0"
         assert "damaged" not in errors
 
@@ -248,8 +297,8 @@ def test_code_in_the_place_of_other_code(run_in, tmp_path):
     """As two processes that start at once can leave it, when one needs a kernel for another dtype than the other."""
     wide, narrow = tmp_path / "wide", tmp_path / "narrow"
     run_in(NUMBA_CACHE_DIR=wide)
-    run_in(COMPUTE.replace("[1.0, -2.0]", "[1.0, -2.0], 'f4'"), NUMBA_CACHE_DIR=narrow)
-    (theirs,), (ours,) = (list(folder.rglob("penalty.sums_of*.nbc")) for folder in (narrow, wide))
+    run_in(COMPUTE.replace("double(1.0)", "double(np.float32(1.0))"), NUMBA_CACHE_DIR=narrow)
+    (theirs,), (ours,) = (list(folder.rglob("small.double*.nbc")) for folder in (narrow, wide))
     assert ours.name == theirs.name
     ours.write_bytes(theirs.read_bytes())
     assert run_in(NUMBA_CACHE_DIR=wide)[2] == "0 1"
@@ -257,7 +306,7 @@ def test_code_in_the_place_of_other_code(run_in, tmp_path):
 
 
 def test_processes_that_start_at_once(start_python, tmp_path):
-    code = COMPUTE + "kernels.backward(np.ones(100_000, np.float32), 0.1, 0.2)\n"
+    code = WITH_A_KERNEL + "kernels.backward(np.ones(100_000, np.float32), 0.1, 0.2)\n"
     processes = [start_python(code, NUMBA_CACHE_DIR=tmp_path) for _ in range(3)]
     folders = {process.finish()[0].splitlines()[0] for process in processes}
     assert len(folders) == 1
