@@ -90,14 +90,14 @@ class _Changed(importlib.abc.MetaPathFinder):
 
 def passes(path, source, seconds, log):
     """Whether the tests pass with this source of a module, in a fork of this process."""
+    import pytest
+
     child = os.fork()
     if child == 0:
         os.setpgid(0, 0)
         with log.open("w") as output:
             os.dup2(output.fileno(), 1)
             os.dup2(output.fileno(), 2)
-        import pytest
-
         sys.meta_path.insert(0, _Changed(path, source))
         options = ["-q", "-x", "--hypothesis-profile", "ci", "-p", "no:cacheprovider", "-p", "no:xdist"]
         code = 3
@@ -115,7 +115,10 @@ def passes(path, source, seconds, log):
     else:
         os.killpg(child, signal.SIGKILL)
         _, status = os.waitpid(child, 0)
-    return status == 0
+    code = os.waitstatus_to_exitcode(status)
+    if code in (pytest.ExitCode.INTERNAL_ERROR, pytest.ExitCode.NO_TESTS_COLLECTED):
+        sys.exit(f"pytest itself failed for {path}, which says nothing of a change: {log}")
+    return code == 0
 
 
 def main():
