@@ -74,12 +74,13 @@ def test_thread_counts_change_no_bits(forced, gradient):
         np.testing.assert_array_equal(slope, results[0][1])
 
 
+@pytest.mark.parametrize("crossover", [2, 100])
 @pytest.mark.parametrize("bridge_name", ["tensorflow", "auto", "native", "py_function"])
-def test_the_setting_decides(bridge_name, gradient):
+def test_the_setting_decides(bridge_name, crossover, gradient):
     fastreg.set_bridge(bridge_name)
-    fastreg.set_crossover(100)
+    fastreg.set_crossover(crossover)
     for function in (gradient, tf.function(gradient)):
-        for size, expected in ((99, bridge_name in FORCED), (100, bridge_name != "tensorflow")):
+        for size, expected in ((crossover - 1, bridge_name in FORCED), (crossover, bridge_name != "tensorflow")):
             before = fastreg.info()["kernel_calls"]
             gradient_before_trace = function(fastreg.L2(0.5), tf.ones(size))[1]
             assert (gradient_before_trace.numpy() == 1.0).all()
