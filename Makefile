@@ -5,7 +5,7 @@ MINUTES ?= 30
 BIN := $(VENV)/bin
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
-.PHONY: demo test test-gpu bench bench-gpu soak lint format clean
+.PHONY: demo test test-gpu bench bench-gpu soak coverage mutation lint format clean
 
 demo: $(VENV)/.installed
 	$(BIN)/fastreg compare
@@ -28,6 +28,21 @@ test-gpu: $(VENV)/.installed-gpu
 
 bench-gpu: $(VENV)/.installed-gpu
 	$(BIN)/fastreg bench --device gpu
+
+# Which branches the tests run; "Coverage and mutation" in CONTRIBUTING.md says what is left out, and why.
+coverage: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --editable '.[coverage]'
+	$(BIN)/coverage erase
+	$(BIN)/coverage run -m pytest --hypothesis-profile ci
+	NUMBA_ENABLE_CUDASIM=1 $(BIN)/coverage run -m pytest --hypothesis-profile ci tests/cuda
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report
+
+# Which changes of the library no test notices, some of each module. `make mutation SAMPLE=10 SEED=1
+# MODULES=fastreg/_tables/rules.py` draws others, of one.
+mutation: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --editable '.[mutation]'
+	$(BIN)/python tests/mutation/run.py --sample $(or $(SAMPLE),5) --seed $(or $(SEED),0) $(MODULES)
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

@@ -74,12 +74,13 @@ def test_thread_counts_change_no_bits(forced, gradient):
         np.testing.assert_array_equal(slope, results[0][1])
 
 
+@pytest.mark.parametrize("crossover", [2, 100])
 @pytest.mark.parametrize("bridge_name", ["tensorflow", "auto", "native", "py_function"])
-def test_the_setting_decides(bridge_name, gradient):
+def test_the_setting_decides(bridge_name, crossover, gradient):
     fastreg.set_bridge(bridge_name)
-    fastreg.set_crossover(100)
+    fastreg.set_crossover(crossover)
     for function in (gradient, tf.function(gradient)):
-        for size, expected in ((99, bridge_name in FORCED), (100, bridge_name != "tensorflow")):
+        for size, expected in ((crossover - 1, bridge_name in FORCED), (crossover, bridge_name != "tensorflow")):
             before = fastreg.info()["kernel_calls"]
             gradient_before_trace = function(fastreg.L2(0.5), tf.ones(size))[1]
             assert (gradient_before_trace.numpy() == 1.0).all()
@@ -175,7 +176,7 @@ def test_a_dtype_without_a_kernel_falls_back(bridge, gradient, monkeypatch):
 def test_a_forced_bridge_warns_once_for_each_reason(name, monkeypatch):
     fastreg.set_bridge(name)
     compiled = tf.function(fastreg.L2(0.5), jit_compile=True)
-    with pytest.warns(RuntimeWarning, match="XLA"):
+    with pytest.warns(RuntimeWarning, match=f"TensorFlow's ops although the bridge is set to '{name}': .*XLA"):
         compiled(tf.ones(3))
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -99,6 +99,26 @@ def test_special_values(bridge, gradient, name, dtype):
     np.testing.assert_array_equal(wide(ours[0]), wide(theirs[0]))
 
 
+@pytest.mark.parametrize("graph", [False, True], ids=["eager", "graph"])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", CLASSES)
+def test_by_tensorflow_s_ops(fresh_state, gradient, name, dtype, graph):
+    """Which add up in the dtype, as Keras's do."""
+    fastreg.set_bridge("tensorflow")
+    function = tf.function(gradient) if graph else gradient
+    ours, theirs = make(fastreg, name), make(keras.regularizers, name)
+    for shape in ((), (0,), (2, 3, 5)):
+        value, slope = function(ours, normal(shape, dtype))
+        exact_value, exact_slope = exact(normal(shape, dtype), name)
+        assert_close(value, exact_value, dtype, factor=10)
+        assert_close(slope, exact_slope, dtype, factor=4)
+        assert slope.shape == shape
+    for values in ([np.inf, 1.0], [-np.inf, 0.0], [np.nan, 1.0], SPECIAL):
+        x = tf.constant(values, dtype)
+        for actual, expected in zip(function(ours, x), function(theirs, x), strict=True):
+            np.testing.assert_allclose(wide(actual), wide(expected), rtol=4 * EPSILON[dtype])
+
+
 @pytest.mark.parametrize("name", ["L1", "L2"])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_signs_of_zero_gradients(bridge, gradient, name, dtype):

@@ -329,6 +329,18 @@ def _built(layer, **changes):
     return layer
 
 
+def _with_another_weight():
+    layer = table()
+    layer.add_weight((2,), "ones", name="another")
+    return _built(layer)
+
+
+def _with_its_own_call():
+    layer = table()
+    layer.call = functools.partial(keras.layers.Embedding.call, layer)
+    return layer
+
+
 def _sequential(layer):
     return keras.Sequential([keras.Input((4,), dtype="int32"), layer, keras.layers.Flatten(), keras.layers.Dense(1)])
 
@@ -346,6 +358,8 @@ LEFT = {
         lambda: _sequential(_built(table(), constraint=keras.constraints.NonNeg())),
         "has a constraint",
     ),
+    "another weight": (lambda: _sequential(_with_another_weight()), "has weights beside the embeddings"),
+    "its own call": (lambda: _sequential(_with_its_own_call()), "its call was replaced"),
     "lora": (lambda: _sequential(table(lora_rank=2)), "LoRA"),
     "other penalty": (lambda: _sequential(table(keras.regularizers.OrthogonalRegularizer())), "no L1, L2 or L1L2"),
     "own penalty": (lambda: _sequential(table(GroupLasso(0.1))), "subclass of L2 with its own __call__"),

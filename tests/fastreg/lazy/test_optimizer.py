@@ -44,6 +44,7 @@ def test_the_state_is_slots_counters_and_scale(lazy, kind, scaling, tmp_path):
     state = model.optimizer.variables
     assert not {id(variable) for variable in state} & {id(weight) for weight in model.weights}
     assert len(state) == len({id(variable) for variable in state})
+    assert not any(variable.trainable or variable.value.trainable for variable in state)
     # A scaling optimizer has a counter and a rate too, as with Keras's, which do not count.
     names = sorted(variable.name for variable in state if variable.shape == ())
     one = ["iteration", "learning_rate"]
