@@ -1,14 +1,16 @@
 """`fastreg compare` from the command line to the verdict."""
 
+import gzip
 import math
+import re
 
 import numpy as np
 import pytest
 
 from fastreg import cli
 from fastreg.compare import session
-from fastreg.compare.session import Outcome, Side
-from fastreg.compare.weights import Difference
+from fastreg.compare.session import Outcome, Point, Side
+from fastreg.compare.weights import Difference, Zeros
 
 
 @pytest.fixture
@@ -43,7 +45,7 @@ def test_two_models_that_agree(capsys, csv):
     assert "whole step, speed-up:" in out
     assert "the models agree" in out
     assert "No kernel ran" not in out  # native ops serve tables of any size
-    assert f"fastreg compare --ratings {csv}" in out
+    assert f"fastreg compare --model movielens --ratings {csv}" in out
 
 
 def test_two_models_that_agree_on_kernels(capsys, csv, monkeypatch):
@@ -67,15 +69,43 @@ def test_a_third_column(capsys, csv, regularizer, said):
     assert "--lazy" in out
 
 
+def test_dlrm_of_a_file_with_a_page(capsys, tmp_path):
+    generator = np.random.default_rng(0)
+    lines = ["nothing of the kind"]
+    for number in range(200):
+        ids = [f"{value:08x}" for value in generator.integers(0, 50, 26)]
+        lines.append("\t".join([str(number % 2), *map(str, generator.integers(-1, 90, 13)), *ids]))
+    path, page = tmp_path / "train.tsv.gz", tmp_path / "page.html"
+    path.write_bytes(gzip.compress("\n".join(lines).encode()))
+    arguments = ["--criteo", str(path), "--table-rows", "60", *SMALL, "--regularizer", "l2", "--report", str(page)]
+    code, out, err = outcome(capsys, "--model", "dlrm", *arguments)
+    assert code == 0, err
+    assert f"{path}: 200 impressions, 50.0% of them clicked; 20 held out" in out
+    assert f"{path}: 1 of 201 lines left out: line 1: fields separated by tabs: 1, not 40" in out
+    assert re.search(r"26 tables of \d+ to 60 rows, in all [\d,]+, x 4", out)
+    for name in ("validation AUC", "validation log loss", "examples a second", "exact zeros", "peak memory"):
+        assert name in out
+    assert "Keras and fastreg.Embedding agree" in out
+    assert "true probabilities" not in out  # nobody knows them
+    assert f"page: {page}" in out
+    text = page.read_text(encoding="utf-8")
+    assert text.count("<svg") == 6
+    assert "1 of 201 lines left out" in text
+    assert f"--criteo {path}" in text
+
+
 @pytest.fixture
 def trained(monkeypatch):
     """Results without training."""
 
     def pretend(**difference):
         result = {"loss": 1.0, "penalty": 1.0, "rmse": 1.0, "peak_memory": 1, "kernel_calls": 1, "choices": []}
-        side = Side({"memory_before": None}, [np.ones(2)], result)
-        values = {"relative": 0.0, "weight": "table", "beyond": 0, "elements": 10} | difference
-        monkeypatch.setattr(session, "run", lambda *_: Outcome(side, side, Difference(**values)))
+        side = Side({"memory_before": None}, [np.ones(2)], result, [Point(2, 2.0, 1.0)])
+        values = {"relative": 0.0, "weight": "table", "beyond": 0, "elements": 10, "by_weight": {"table": 0.0}}
+        found = Difference(**(values | difference))
+        zeros = dict.fromkeys(("keras", "fastreg"), Zeros(0.0, 1, 1, 4, 4, {"table": 0.0}))
+        outcome = Outcome({"keras": side, "fastreg": side}, {"fastreg": found}, zeros)
+        monkeypatch.setattr(session, "run", lambda *_: outcome)
 
     return pretend
 
@@ -136,10 +166,23 @@ def test_failures(capsys, csv, monkeypatch, error, code, said):
         (["--lazy", "--jit"], "exclude each other"),
         (["--steps", "1", "--epochs", "1"], "not allowed with"),
         (["--rows", str(2**31 - 1), "--dim", "4096"], "GiB"),
+        (["--ratings", "{csv}", "--table-rows", "5"], "--table-rows does not apply to --model movielens"),
+        (["--criteo", "f"], "--criteo does not apply to --model movielens"),
+        (["--report", "{csv}/page.html"], "no folder"),
+        (["--report", "."], "Is a directory"),
+        (["--model", "dlrm", "--ratings", "f"], "--ratings does not apply to --model dlrm"),
+        (["--model", "dlrm", "--lazy"], "--lazy does not apply to --model dlrm"),
+        (["--model", "dlrm", "--rows", "0"], "--rows: expected a positive integer"),
+        (["--model", "dlrm", "--table-rows", "0"], "--table-rows: expected a positive integer"),
+        (["--model", "dlrm", "--rows", str(2**31 - 1)], "GiB"),
+        (["--model", "dlrm", "--criteo", "{csv}"], "is of Criteo's format"),
+        (["--model", "dlrm", "--criteo", "no-such-file.tsv"], "no-such-file.tsv: No such file"),
+        (["--model", "other"], "other"),
     ],
 )
 def test_bad_input(capsys, csv, arguments, said):
-    code, out, err = outcome(capsys, "--ratings", csv, *arguments)
+    arguments = [argument.format(csv=csv) for argument in arguments]
+    code, out, err = outcome(capsys, *(["--ratings", csv] if "--model" not in arguments else []), *arguments)
     assert code == cli.EXIT_USAGE
     assert out == ""
     assert said in err.splitlines()[-1]

@@ -7,12 +7,15 @@ import signal
 import numpy as np
 import pytest
 
-from fastreg.compare import data, ratings, session, worker
+from fastreg.compare import data, movielens, ratings, session, worker
 from fastreg.compare.settings import Settings
 
 SETTINGS = Settings(
+    model="movielens",
     ratings=None,
+    criteo=None,
     rows=300,
+    table_rows=None,
     dim=4,
     regularizer="l1l2",
     l1=1e-4,
@@ -34,7 +37,8 @@ def folder(tmp_path):
     generator = np.random.default_rng(0)
     users, items = generator.integers(0, 20, 400), generator.integers(0, 30, 400)
     some = ratings.Ratings(users, items, generator.integers(0, 5, (400, 2)), generator.random(400, np.float32), "test")
-    data.write(some, SETTINGS.rows, SETTINGS.seed, tmp_path / "data.npz")
+    examples = movielens.examples(some, SETTINGS.rows)
+    data.write(examples, SETTINGS.seed, movielens.validate, tmp_path / "data.npz")
     return tmp_path
 
 
@@ -49,15 +53,22 @@ def test_turns(steps):
 def test_both_sides_train_alike(folder):
     heard = []
     outcome = session.run(SETTINGS, folder, lambda text, steps: heard.append((text, steps)))
-    for side in (outcome.keras, outcome.fastreg):
+    keras, fastreg = outcome.sides.values()
+    for side in (keras, fastreg):
         assert sum(map(len, side.turns)) == SETTINGS.steps
         assert all((turn > 0).all() for turn in side.turns)
         assert side.result["peak_memory"] > side.ready["memory_before"] > 0
-    assert outcome.keras.ready["digest"] == outcome.fastreg.ready["digest"]
-    assert outcome.difference.relative <= 1e-5
-    assert outcome.difference.beyond == 0
+        assert [point.steps for point in side.course] == [1, *range(3, 2 + SETTINGS.steps, 2)]
+        assert side.course[0].seconds == 0
+        assert side.course[-1].seconds == pytest.approx(sum(turn.sum() for turn in side.turns))
+        assert side.course[-1].loss == side.result["loss"]
+    assert keras.ready["digest"] == fastreg.ready["digest"]
+    assert list(outcome.differences) == ["fastreg"]
+    assert outcome.differences["fastreg"].relative <= 1e-5
+    assert outcome.differences["fastreg"].beyond == 0
+    assert [zeros.rows for zeros in outcome.zeros.values()] == [20 + 30 + SETTINGS.rows] * 2
     for figure in ("loss", "penalty", "rmse"):
-        assert outcome.fastreg.result[figure] == pytest.approx(outcome.keras.result[figure], rel=1e-5)
+        assert fastreg.result[figure] == pytest.approx(keras.result[figure], rel=1e-5)
     assert sum(steps for _, steps in heard) == 2 * (SETTINGS.warmup + SETTINGS.steps)
     with np.load(folder / "keras.npz") as trained:
         assert trained["user/embeddings"].shape == (20, 4)
@@ -123,14 +134,14 @@ def test_the_trainer_in_this_process(folder, tmp_path):
         tables = [found[f"{name}/embeddings"].astype("float64") for name in ("user", "item", "crosses")]
         expected = sum(SETTINGS.l1 * np.abs(table).sum() + SETTINGS.l2 * np.square(table).sum() for table in tables)
         assert result["penalty"] == pytest.approx(expected, rel=1e-5)
-        rows = [arrays[f"held_out_{name}"] for name in data.ARRAYS]
+        rows = [arrays[f"held_out_{name}"] for name in ("users", "items", "crosses", "targets")]
         hidden = tables[0][rows[0]] + tables[1][rows[1]] + tables[2][rows[2]].sum(axis=1)
         hidden = hidden @ found["hidden/kernel"] + found["hidden/bias"]
         # The tanh form would be off by more than the tolerance.
         from math import erf
 
         hidden = hidden * 0.5 * (1 + np.vectorize(erf)(hidden / np.sqrt(2)))
-        predicted = (hidden @ found["rating/kernel"])[:, 0] + arrays["train_ratings"].astype("float64").mean()
+        predicted = (hidden @ found["rating/kernel"])[:, 0] + arrays["train_targets"].astype("float64").mean()
         assert result["rmse"] == pytest.approx(np.sqrt(np.square(predicted - rows[3]).mean()), rel=1e-4)
     assert ready["parameters"] == sum(table.size for table in tables) + 4 * 32 + 32 + 32
 
@@ -139,17 +150,17 @@ def test_a_third_side_regularised_lazily(folder):
     """With L2 and SGD it is the same training; the penalty that is reported too."""
     settings = dataclasses.replace(SETTINGS, regularizer="l2", l1=0.0, steps=8, lazy=True)
     outcome = session.run(settings, folder, lambda text, steps: None)
-    assert outcome.lazy_difference.relative <= 1e-5
-    assert sum(map(len, outcome.lazy.turns)) == 8
+    assert outcome.differences["lazy"].relative <= 1e-5
+    keras, _, lazy = outcome.sides.values()
+    assert sum(map(len, lazy.turns)) == 8
     for figure in ("loss", "penalty", "rmse"):
-        assert outcome.lazy.result[figure] == pytest.approx(outcome.keras.result[figure], rel=1e-5)
-    assert [zeros.rows for zeros in outcome.zeros] == [20 + 30 + SETTINGS.rows] * 3
+        assert lazy.result[figure] == pytest.approx(keras.result[figure], rel=1e-5)
 
 
 def test_lazy_l1_makes_zeros(folder):
     """Weights are within 0.05, and each of 41 steps takes 0.1 * 0.01 off them."""
     settings = dataclasses.replace(SETTINGS, regularizer="l1", l1=0.01, l2=0.0, lazy=True)
-    keras, fastreg, lazy = session.run(settings, folder, lambda text, steps: None).zeros
+    keras, fastreg, lazy = session.run(settings, folder, lambda text, steps: None).zeros.values()
     assert keras.share < 0.1
     assert fastreg.share < 0.1
     assert lazy.share > 0.5
