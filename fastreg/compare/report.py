@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from fastreg_benchmarks import environment, stats
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
 from fastreg import info
-from fastreg.compare.data import Split
+from fastreg.compare.data import Examples, Split
+from fastreg.compare.jobs import JOBS
 from fastreg.compare.session import Outcome, Side
-from fastreg.compare.settings import Settings
+from fastreg.compare.settings import LAZY, Settings
+from fastreg.compare.weights import Difference
 
 MIN_TURNS_FOR_INTERVAL = 5
 
@@ -23,6 +26,9 @@ FEW = 100
 _JIT = {None: "jit_compile as Keras chooses", True: "jit_compile", False: "no jit_compile"}
 
 _MISSING = "-"
+
+_FEW_TABLES = 3
+"""Tables whose sizes are all named."""
 
 
 @dataclass(frozen=True)
@@ -53,72 +59,111 @@ def speedup(keras: Side, fastreg: Side) -> Speedup:
     return Speedup(value, (ratio.low, ratio.high))
 
 
-def print_header(console: Console, settings: Settings, split: Split, source: str) -> None:
+def header(settings: Settings, split: Split, examples: Examples) -> list[str]:
     """What is about to be compared, and on what."""
     here = environment.describe()
     commit = f" ({here.commit})" if here.commit else ""
     gpus = "".join(f", {name}" for name in info()["gpus"])
     mode = "eager" if settings.eager else _JIT[settings.jit]
     factors = ", ".join(f"{name}={getattr(settings, name):g}" for name in ("l1", "l2") if name in settings.regularizer)
-    lines = (
+    return [
         f"fastreg {here.fastreg}{commit}, TensorFlow {here.tensorflow}, Keras {here.keras}, Numba {here.numba}, "
         f"NumPy {here.numpy}, Python {here.python}",
         f"{here.device}, {here.cores} cores{gpus}; kernels on {here.threads} threads ({here.threading_layer})",
-        f"{source}: {split.training + split.held_out:,} ratings of {split.items:,} items by {split.users:,} users, "
-        f"{split.held_out:,} held out",
-        f"tables of {split.users:,}, {split.items:,} and {settings.rows:,} rows x {settings.dim}, each with "
-        f"{_class(settings)}({factors}); {settings.optimizer}, batches of {settings.batch_size:,}, {mode}",
+        f"{examples.source}; {split.held_out:,} held out",
+        f"{_tables(split)} x {settings.dim}, each with {_class(settings)}({factors}); {settings.optimizer}, batches of "
+        f"{settings.batch_size:,}, {mode}",
+        *examples.notes,
         settings.command(),
-    )
-    for line in lines:
-        console.print(line, markup=False, soft_wrap=True)
+    ]
 
 
-def table(settings: Settings, split: Split, outcome: Outcome) -> Table:
-    """All sides, one figure a row."""
-    result = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    result.add_column("", no_wrap=True)
-    result.add_column(f"keras.regularizers.{_class(settings)}", justify="right")
-    result.add_column(f"fastreg.{_class(settings)}", justify="right")
-    sides: tuple[Side, ...] = (outcome.keras, outcome.fastreg)
-    if outcome.lazy is not None:
-        result.add_column("fastreg.Embedding", justify="right")
-        sides = (*sides, outcome.lazy)
+def _tables(split: Split) -> str:
+    sizes = list(split.tables.values())
+    if len(sizes) > _FEW_TABLES:
+        return f"{len(sizes)} tables of {min(sizes):,} to {max(sizes):,} rows, in all {sum(sizes):,},"
+    *most, last = (f"{size:,}" for size in sizes)
+    return f"tables of {', '.join(most)} and {last} rows"
+
+
+def headings(settings: Settings) -> dict[str, str]:
+    """What stands above the figures of each side."""
+    names = {
+        "keras": f"keras.regularizers.{_class(settings)}",
+        "fastreg": f"fastreg.{_class(settings)}",
+        LAZY: "fastreg.Embedding",
+    }
+    return {side: names[side] for side in settings.sides}
+
+
+class Row(NamedTuple):
+    """One figure of all sides; `reference`: it is none of the models'."""
+
+    name: str
+    cells: list[str]
+    reference: bool = False
+
+
+def rows(settings: Settings, split: Split, outcome: Outcome) -> list[Row]:
+    """All figures."""
+    sides = list(outcome.sides.values())
     steps = [np.concatenate(side.turns) for side in sides]
     quantiles = [stats.quantiles(times) for times in steps]
-    for index, name in enumerate(("p20", "median", "p80")):
-        result.add_row(f"step time, {name} of {settings.steps} steps", *(_time(found[index]) for found in quantiles))
+    result = [
+        Row(f"step time, {name} of {settings.steps} steps", [_time(found[index]) for found in quantiles])
+        for index, name in enumerate(("p20", "median", "p80"))
+    ]
+    result.append(
+        Row("examples a second, at the median", [f"{settings.batch_size / found[1]:,.0f}" for found in quantiles])
+    )
     per_epoch = split.training // settings.batch_size
     origin = "extrapolated from" if settings.steps < per_epoch else "from"
     label = f"epoch of {per_epoch} steps, {origin} {settings.steps} steps"
-    result.add_row(label, *(_time(float(times.mean()) * per_epoch) for times in steps))
-    result.add_row(f"loss, last {len(outcome.keras.turns[-1])} steps", *_each(sides, "loss", "{:.6f}"))
-    result.add_row("penalty, after training", *_each(sides, "penalty", "{:.6f}"))
-    result.add_row("validation RMSE", *_each(sides, "rmse", "{:.5f}"))
-    result.add_row("validation RMSE of the mean rating", *[f"{split.baseline:.5f}"] * len(sides), style="dim")
-    result.add_row("memory before training", *(_memory(side.ready["memory_before"]) for side in sides))
-    result.add_row("peak memory in training", *(_memory(side.result["peak_memory"]) for side in sides))
-    result.add_row("kernel calls of fastreg", *_each(sides, "kernel_calls", "{:,}"))
-    if outcome.zeros:
-        result.add_row("exact zeros in the tables", *(f"{zeros.share:.1%}" for zeros in outcome.zeros))
-        result.add_row("rows that are not all zero", *(f"{zeros.kept:,}" for zeros in outcome.zeros))
-        result.add_row("file of the tables", *(_memory(zeros.nbytes) for zeros in outcome.zeros))
-        result.add_row("file without rows of zeros", *(_memory(zeros.pruned) for zeros in outcome.zeros))
+    result.append(Row(label, [_time(float(times.mean()) * per_epoch) for times in steps]))
+    result.append(Row(f"loss, last {len(sides[0].turns[-1])} steps", _each(sides, "loss", "{:.6f}")))
+    result.append(Row("penalty, after training", _each(sides, "penalty", "{:.6f}")))
+    for name, title in JOBS[settings.model].figures.items():
+        result.append(Row(title, [_quality(side.result[name]) for side in sides]))
+        for what, figures in split.references.items():
+            result.append(Row(f"{title} {what}", [_quality(figures[name])] * len(sides), reference=True))
+    result.append(Row("memory before training", [_memory(side.ready["memory_before"]) for side in sides]))
+    result.append(Row("peak memory in training", [_memory(side.result["peak_memory"]) for side in sides]))
+    result.append(Row("kernel calls of fastreg", _each(sides, "kernel_calls", "{:,}")))
+    zeros = list(outcome.zeros.values())
+    result.append(Row("exact zeros in the tables", [f"{found.share:.1%}" for found in zeros]))
+    result.append(Row("rows that are not all zero", [f"{found.kept:,}" for found in zeros]))
+    result.append(Row("file of the tables", [_memory(found.nbytes) for found in zeros]))
+    result.append(Row("file without rows of zeros", [_memory(found.pruned) for found in zeros]))
+    return result
+
+
+def table(settings: Settings, figures: list[Row]) -> Table:
+    """All sides, one figure a row."""
+    result = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    result.add_column("", no_wrap=True)
+    for heading in headings(settings).values():
+        result.add_column(heading, justify="right")
+    for row in figures:
+        result.add_row(row.name, *row.cells, style="dim" if row.reference else None)
     return result
 
 
 def notes(settings: Settings, outcome: Outcome) -> list[str]:
     """What a reader should know before he believes the figures."""
     result = []
-    if outcome.fastreg.result["kernel_calls"] == 0:
-        reasons = sorted({choice["reason"] for choice in outcome.fastreg.result["choices"]})
-        result.append(f"No kernel ran: TensorFlow's ops served fastreg as well ({'; '.join(reasons)}).")
-    if 0 < outcome.difference.beyond < FEW and settings.optimizer != "sgd" and settings.l1 > 0:
+    for side in settings.sides[1:]:
+        found = outcome.sides[side].result
+        if found["kernel_calls"] == 0:
+            reasons = "; ".join(sorted({choice["reason"] for choice in found["choices"]}))
+            served = f"No kernel ran: TensorFlow's ops served {headings(settings)[side]} as well"
+            result.append(f"{served} ({reasons})." if reasons else f"{served}.")
+    dense = outcome.differences.get("fastreg")
+    if dense is not None and 0 < dense.beyond < FEW and settings.optimizer != "sgd" and settings.l1 > 0:
         result.append(
             f"{settings.optimizer} divides a gradient by its own magnitude, and that of L1 changes its sign at zero: "
             "the last bit of a weight next to zero decides in which direction it makes a whole step."
         )
-    if outcome.lazy is not None and not settings.same_rule:
+    if LAZY in settings.sides and not settings.same_rule:
         result.append(
             "fastreg.Embedding has a rule of its own here: a weight that reaches zero stays there, where Keras's "
             "subgradient goes to and fro around it, and no adaptive optimizer rescales the penalty."
@@ -126,11 +171,47 @@ def notes(settings: Settings, outcome: Outcome) -> list[str]:
     return result
 
 
+class Verdict(NamedTuple):
+    """Whether the models do what they should, in words."""
+
+    text: str
+    failed: bool = False
+
+
+def verdicts(settings: Settings, outcome: Outcome) -> list[Verdict]:
+    """How much faster each side is than Keras's, and whether its weights are as they should be."""
+    result = []
+    for side, difference in outcome.differences.items():
+        speed = speedup(outcome.sides["keras"], outcome.sides[side])
+        whose, models = (" of fastreg.Embedding", "Keras and fastreg.Embedding") if side == LAZY else ("", "the models")
+        result.append(Verdict(f"whole step, speed-up{whose}: {speed}"))
+        if side != LAZY or settings.same_rule or math.isinf(difference.relative):
+            result.append(_agreement(difference, settings.tolerance, models))
+        else:
+            apart = f"{difference.relative:.1e} of max|w| from Keras ({difference.weight})"
+            result.append(Verdict(f"fastreg.Embedding is {apart}, by its own rule"))
+    return result
+
+
+def _agreement(difference: Difference, tolerance: float, models: str) -> Verdict:
+    if math.isinf(difference.relative):
+        return Verdict(f"training diverged: {difference.weight} is not finite", failed=True)
+    if difference.relative == 0:
+        return Verdict(f"{models} agree: their weights are identical")
+    found = (
+        f"largest weight difference {difference.relative:.1e} of max|w| ({difference.weight}), tolerance {tolerance:g}"
+    )
+    if difference.beyond:
+        reach = f"{difference.beyond:,} of {difference.elements:,} elements are beyond it"
+        return Verdict(f"{models} disagree: {found}; {reach}", failed=True)
+    return Verdict(f"{models} agree: {found}")
+
+
 def _class(settings: Settings) -> str:
     return settings.regularizer.upper()
 
 
-def _each(sides: tuple[Side, ...], name: str, form: str) -> list[str]:
+def _each(sides: list[Side], name: str, form: str) -> list[str]:
     return [form.format(side.result[name]) for side in sides]
 
 
@@ -138,6 +219,10 @@ def _time(seconds: float) -> str:
     if seconds >= 100:
         return f"{seconds:,.0f} s"
     return f"{seconds:.2f} s" if seconds >= 1 else f"{seconds * 1e3:.1f} ms"
+
+
+def _quality(value: float) -> str:
+    return _MISSING if math.isnan(value) else f"{value:.5f}"
 
 
 def _memory(size: int | None) -> str:

@@ -13,13 +13,14 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, Any, NamedTuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fastreg.compare import weights
-from fastreg.compare.settings import LAZY, Settings
+from fastreg.compare.job import Notify
+from fastreg.compare.settings import Settings
 
 MAX_TURN = 5
 """Steps that a side trains before it is the other's turn, at most: both then see the machine in the same moods."""
@@ -27,33 +28,55 @@ MAX_TURN = 5
 MIN_TURNS = 20
 """Turns that each side gets if there are steps enough; the interval of the speed-up rests on them."""
 
-Notify = Callable[[str, int], None]
-"""Told what is going on, and how many training steps were done since the last time."""
-
 
 class WorkerError(Exception):
     """A process that died, or cannot be compared."""
 
 
+class Point(NamedTuple):
+    """How far training was after a turn: steps, the seconds that the timed ones took, and the mean loss of the turn."""
+
+    steps: int
+    seconds: float
+    loss: float
+
+
 @dataclass
 class Side:
-    """What one process reported: `turns` holds the times of the timed steps, in seconds, by turn."""
+    """What one process reported.
+
+    Attributes
+    ----------
+    ready, result : dict
+        Before the first step, and after the last one.
+    turns : list of ndarray of float64
+        Times of the timed steps, in seconds, by turn.
+    course : list of Point
+        One for each turn, also of the warm-up.
+    """
 
     ready: dict[str, Any] = field(default_factory=dict)
     turns: list[NDArray[np.float64]] = field(default_factory=list)
     result: dict[str, Any] = field(default_factory=dict)
+    course: list[Point] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """All sides, how far their final weights are from Keras's, and, of a lazy comparison, the zeros in their tables."""
+    """What came of all sides.
 
-    keras: Side
-    fastreg: Side
-    difference: weights.Difference
-    lazy: Side | None = None
-    lazy_difference: weights.Difference | None = None
-    zeros: tuple[weights.Zeros, ...] = ()
+    Attributes
+    ----------
+    sides : dict of str to Side
+    differences : dict of str to Difference
+        How far the final weights of each side but Keras's are from Keras's.
+    zeros : dict of str to Zeros
+        In the tables of each side.
+    """
+
+    sides: dict[str, Side]
+    differences: dict[str, weights.Difference]
+    zeros: dict[str, weights.Zeros]
 
 
 class Worker:
@@ -158,16 +181,14 @@ def run(settings: Settings, folder: Path, notify: Notify) -> Outcome:
             sides[worker.side].result = worker.receive("finished")
     notify("comparing weights", 0)
     trained = {side: folder / f"{side}.npz" for side in sides}
-    difference = weights.compare(trained["keras"], trained["fastreg"], settings.tolerance)
-    if not settings.lazy:
-        return Outcome(sides["keras"], sides["fastreg"], difference)
     return Outcome(
-        sides["keras"],
-        sides["fastreg"],
-        difference,
-        sides[LAZY],
-        weights.compare(trained["keras"], trained[LAZY], settings.tolerance),
-        tuple(weights.zeros(path) for path in trained.values()),
+        sides,
+        {
+            side: weights.compare(trained["keras"], path, settings.tolerance)
+            for side, path in trained.items()
+            if side != "keras"
+        },
+        {side: weights.zeros(path) for side, path in trained.items()},
     )
 
 
@@ -181,9 +202,12 @@ def _take_turns(settings: Settings, workers: list[Worker], sides: dict[str, Side
             on_step = functools.partial(notify, f"{'timed' if timed else 'warm-up'} steps, {worker.side}")
             on_step(0)
             worker.send({"train": steps})
-            seconds = worker.receive("trained", on_step)["seconds"]
+            trained = worker.receive("trained", on_step)
+            side = sides[worker.side]
+            done, spent, _ = side.course[-1] if side.course else (0, 0.0, None)
+            side.course.append(Point(done + steps, spent + timed * sum(trained["seconds"]), trained["loss"]))
             if timed:
-                sides[worker.side].turns.append(np.asarray(seconds))
+                side.turns.append(np.asarray(trained["seconds"]))
 
 
 def turns(steps: int) -> list[int]:

@@ -14,8 +14,10 @@ SIDES = ("keras", "fastreg")
 LAZY = "lazy"
 """The side whose tables are `fastreg.Embedding`, regularised lazily."""
 
-LEARNING_RATES = {"sgd": 0.5, "adagrad": 0.3, "adam": 0.001}
-"""By optimizer: rates at which an epoch of MovieLens brings the error well below that of the mean."""
+MOVIELENS, DLRM = "movielens", "dlrm"
+"""The models."""
+
+OPTIMIZERS = ("sgd", "adagrad", "adam")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,10 +26,17 @@ class Settings:
 
     Attributes
     ----------
+    model : {"movielens", "dlrm"}
     ratings : str or None
-        CSV file; None for MovieLens.
-    rows, dim : int
-        Shape of the table of crosses; the tables of users and items have the same `dim`.
+        CSV file; None for MovieLens, and of other models.
+    criteo : str or None
+        File of Criteo's format; None for made-up impressions, and of other models.
+    rows : int
+        Of the table of crosses; of other models than that of MovieLens, examples that are read or made.
+    table_rows : int or None
+        Rows of a table at most; None for MovieLens.
+    dim : int
+        Of all embeddings.
     regularizer : {"l1", "l2", "l1l2"}
     l1, l2 : float
         Factors of the penalty; one that the regularizer does not have is 0.
@@ -45,11 +54,14 @@ class Settings:
     tolerance : float
         Largest difference between weights that counts as agreement, as a share of the largest magnitude of the weight.
     lazy : bool
-        Whether a third process trains lazily regularised tables.
+        Whether a third process trains lazily regularised tables; of DLRM the second one always does.
     """
 
+    model: str
     ratings: str | None
+    criteo: str | None
     rows: int
+    table_rows: int | None
     dim: int
     regularizer: str
     l1: float
@@ -68,6 +80,8 @@ class Settings:
     @property
     def sides(self) -> tuple[str, ...]:
         """The processes that train."""
+        if self.model == DLRM:
+            return ("keras", LAZY)
         return (*SIDES, LAZY) if self.lazy else SIDES
 
     @property

@@ -27,12 +27,15 @@ class Difference:
         Where.
     beyond, elements : int
         Elements that differ by more than was tolerated, and all elements.
+    by_weight : dict of str to float
+        As `relative`, of each weight.
     """
 
     relative: float
     weight: str
     beyond: int
     elements: int
+    by_weight: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,8 @@ class Zeros:
         Rows that are not zero as a whole, and all rows.
     nbytes, pruned : int
         Bytes of a file with all rows, and of one with the rows that are kept and their numbers.
+    by_table : dict of str to float
+        As `share`, of each table.
     """
 
     share: float
@@ -54,6 +59,7 @@ class Zeros:
     rows: int
     nbytes: int
     pruned: int
+    by_table: dict[str, float]
 
 
 def zeros(trained: Path) -> Zeros:
@@ -61,17 +67,19 @@ def zeros(trained: Path) -> Zeros:
     with np.load(trained) as arrays:
         tables = {name: arrays[name] for name in arrays.files if name.endswith("embeddings")}
     content: dict[str, NDArray[Any]] = {}
-    kept = 0
+    kept, by_table = 0, {}
     for name, table in tables.items():
         rows = np.flatnonzero(table.any(axis=1)).astype(np.int32)
         kept += rows.size
+        by_table[name] = 1 - int(np.count_nonzero(table)) / table.size
         content |= {f"{name}/rows": rows, f"{name}/values": table[rows]}
     pruned = trained.with_suffix(".pruned.npz")
     np.savez(pruned, **content)  # type: ignore[arg-type]
     size = sum(table.size for table in tables.values())
     zero = size - sum(int(np.count_nonzero(table)) for table in tables.values())
     rows_in_all = sum(len(table) for table in tables.values())
-    return Zeros(zero / size, kept, rows_in_all, sum(table.nbytes for table in tables.values()), pruned.stat().st_size)
+    nbytes = sum(table.nbytes for table in tables.values())
+    return Zeros(zero / size, kept, rows_in_all, nbytes, pruned.stat().st_size, by_table)
 
 
 def compare(first: Path, second: Path, tolerance: float) -> Difference:
@@ -88,7 +96,13 @@ def compare(first: Path, second: Path, tolerance: float) -> Difference:
     with np.load(first) as ours, np.load(second) as theirs:
         found = [(name, ours[name].size, relative(ours[name], theirs[name], tolerance)) for name in ours.files]
     weight, _, (largest, _) = max(found, key=lambda entry: entry[2][0])
-    return Difference(largest, weight, sum(beyond for _, _, (_, beyond) in found), sum(size for _, size, _ in found))
+    return Difference(
+        largest,
+        weight,
+        sum(beyond for _, _, (_, beyond) in found),
+        sum(size for _, size, _ in found),
+        {name: difference for name, _, (difference, _) in found},
+    )
 
 
 def relative(first: NDArray[Any], second: NDArray[Any], tolerance: float) -> tuple[float, int]:

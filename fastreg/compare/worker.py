@@ -18,10 +18,10 @@ from typing import IO, Any
 import keras
 import numpy as np
 import tensorflow as tf
-from numpy.typing import NDArray
 
 import fastreg
-from fastreg.compare import data, memory, model
+from fastreg.compare import data, memory
+from fastreg.compare.jobs import JOBS
 from fastreg.compare.settings import Settings
 
 _PREDICT_BATCH = 8192
@@ -33,15 +33,11 @@ class Trainer:
     def __init__(self, side: str, folder: Path, replies: IO[str]) -> None:
         self._side, self._folder, self._replies = side, folder, replies
         settings = Settings.read(folder / "settings.json")
-        with np.load(folder / "data.npz") as arrays:
-            self._training: list[NDArray[Any]] = [arrays[f"train_{name}"] for name in data.ARRAYS]
-            self._held_out: list[NDArray[Any]] = [arrays[f"held_out_{name}"] for name in data.ARRAYS]
-            users, items = (int(arrays[name]) for name in ("users", "items"))
-        *inputs, ratings = self._training
-        mean = float(ratings.mean(dtype=np.float64))
-        self._model = model.build(settings, side, users, items, inputs[-1].shape[1], mean)
+        self._job = JOBS[settings.model]
+        self._data = data.read(folder / "data.npz")
+        self._model = self._job.build(settings, side, self._data)
         self._batch_size = settings.batch_size
-        self._batches = data.batches(len(ratings), settings.batch_size, settings.seed)
+        self._batches = data.batches(len(self._data.training.targets), settings.batch_size, settings.seed)
         self._loss = float("nan")
 
     def ready(self) -> dict[str, Any]:
@@ -58,10 +54,15 @@ class Trainer:
     def train(self, steps: int) -> dict[str, Any]:
         """Train a few steps by `fit`: their times, in seconds, and their mean loss."""
         chosen = np.concatenate([next(self._batches) for _ in range(steps)])
-        *inputs, ratings = (array[chosen] for array in self._training)
+        inputs, targets = self._data.training
         timer = StepTimer(lambda: self.send({"step": 1}))
         history = self._model.fit(
-            inputs, ratings, batch_size=self._batch_size, shuffle=False, verbose=0, callbacks=[timer]
+            [array[chosen] for array in inputs],
+            targets[chosen],
+            batch_size=self._batch_size,
+            shuffle=False,
+            verbose=0,
+            callbacks=[timer],
         )
         self._loss = float(history.history["loss"][0])
         return {"seconds": timer.seconds, "loss": self._loss}
@@ -70,16 +71,15 @@ class Trainer:
         """Validate the model, write its weights, and say what the training took and came to."""
         # First what the rest would change.
         peak, info = memory.peak(), fastreg.info()
-        *inputs, ratings = self._held_out
+        inputs, targets = self._data.held_out
         predicted = self._model.predict(inputs, batch_size=_PREDICT_BATCH, verbose=0)[:, 0]
-        errors = predicted.astype(np.float64) - ratings
         penalty = float(sum(float(loss) for loss in self._model.losses))
         weights = {variable.path: variable.numpy() for variable in self._model.weights}
         np.savez(self._folder / f"{self._side}.npz", **weights)
         return {
             "loss": self._loss,
             "penalty": penalty,
-            "rmse": float(np.sqrt(np.square(errors).mean())),
+            **self._job.validate(predicted, targets),
             "peak_memory": peak,
             "kernel_calls": info["kernel_calls"],
             "choices": info["choices"],

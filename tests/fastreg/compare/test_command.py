@@ -1,6 +1,8 @@
 """`fastreg compare` from the command line to the verdict."""
 
+import gzip
 import math
+import re
 from collections import Counter
 
 import numpy as np
@@ -8,8 +10,8 @@ import pytest
 
 from fastreg import cli
 from fastreg.compare import session
-from fastreg.compare.session import Outcome, Side
-from fastreg.compare.weights import Difference
+from fastreg.compare.session import Outcome, Point, Side
+from fastreg.compare.weights import Difference, Zeros
 
 
 @pytest.fixture
@@ -71,16 +73,21 @@ def test_two_models_that_agree(capsys, csv, trainings):
     assert "whole step, speed-up:" in out
     assert "the models agree" in out
     assert "No kernel ran" not in out  # native ops serve tables of any size
-    assert f"fastreg compare --ratings {csv}" in out
+    assert f"fastreg compare --model movielens --ratings {csv}" in out
     ((found, steps, weights),) = trainings
-    for side in (found.keras, found.fastreg):
+    keras, fastreg = found.sides.values()
+    for side in (keras, fastreg):
         assert sum(map(len, side.turns)) == 4
         assert all((turn > 0).all() for turn in side.turns)
         assert side.result["peak_memory"] > side.ready["memory_before"] > 0
-    assert found.keras.ready["digest"] == found.fastreg.ready["digest"]
-    assert found.difference.relative <= 1e-5
-    assert found.difference.beyond == 0
-    assert_same_figures(found.fastreg, found.keras)
+        assert side.course[0].seconds == 0
+        assert side.course[-1].seconds == pytest.approx(sum(turn.sum() for turn in side.turns))
+        assert side.course[-1].loss == side.result["loss"]
+    assert keras.ready["digest"] == fastreg.ready["digest"]
+    assert list(found.differences) == ["fastreg"]
+    assert found.differences["fastreg"].relative <= 1e-5
+    assert found.differences["fastreg"].beyond == 0
+    assert_same_figures(fastreg, keras)
     assert (steps["warm-up steps"], steps["timed steps"]) == (2 * 1, 2 * 4)
     assert weights["user/embeddings"].shape == (9, 4)
 
@@ -107,10 +114,11 @@ def test_a_third_column_of_the_same_training(capsys, csv, trainings):
     out = a_third_column(capsys, csv, "--regularizer", "l2", "--l2", "1e-3")
     assert "Keras and fastreg.Embedding agree" in out
     ((found, _, _),) = trainings
-    assert found.lazy_difference.relative <= 1e-5
-    assert sum(map(len, found.lazy.turns)) == 4
-    assert_same_figures(found.lazy, found.keras)
-    assert [zeros.rows for zeros in found.zeros] == [9 + 8 + 200] * 3
+    assert found.differences["lazy"].relative <= 1e-5
+    keras, _, lazy = found.sides.values()
+    assert sum(map(len, lazy.turns)) == 4
+    assert_same_figures(lazy, keras)
+    assert [zeros.rows for zeros in found.zeros.values()] == [9 + 8 + 200] * 3
 
 
 def test_a_third_column_of_another_rule(capsys, csv, trainings):
@@ -118,10 +126,35 @@ def test_a_third_column_of_another_rule(capsys, csv, trainings):
     out = a_third_column(capsys, csv, "--regularizer", "l1", "--l1", "0.02", "--learning-rate", "0.5")
     assert "from Keras (" in out
     ((found, _, _),) = trainings
-    keras, fastreg, lazy = found.zeros
+    keras, fastreg, lazy = found.zeros.values()
     assert keras.share < 0.1
     assert fastreg.share < 0.1
     assert lazy.share > 0.5
+
+
+def test_dlrm_of_a_file_with_a_page(capsys, tmp_path):
+    generator = np.random.default_rng(0)
+    lines = ["nothing of the kind"]
+    for number in range(200):
+        ids = [f"{value:08x}" for value in generator.integers(0, 50, 26)]
+        lines.append("\t".join([str(number % 2), *map(str, generator.integers(-1, 90, 13)), *ids]))
+    path, page = tmp_path / "train.tsv.gz", tmp_path / "page.html"
+    path.write_bytes(gzip.compress("\n".join(lines).encode()))
+    arguments = ["--criteo", str(path), "--table-rows", "60", *SMALL, "--regularizer", "l2", "--report", str(page)]
+    code, out, err = outcome(capsys, "--model", "dlrm", *arguments)
+    assert code == 0, err
+    assert f"{path}: 200 impressions, 50.0% of them clicked; 20 held out" in out
+    assert f"{path}: 1 of 201 lines left out: line 1: fields separated by tabs: 1, not 40" in out
+    assert re.search(r"26 tables of \d+ to 60 rows, in all [\d,]+, x 4", out)
+    for name in ("validation AUC", "validation log loss", "examples a second", "exact zeros", "peak memory"):
+        assert name in out
+    assert "Keras and fastreg.Embedding agree" in out
+    assert "true probabilities" not in out  # nobody knows them
+    assert f"page: {page}" in out
+    text = page.read_text(encoding="utf-8")
+    assert text.count("<svg") == 6
+    assert "1 of 201 lines left out" in text
+    assert f"--criteo {path}" in text
 
 
 @pytest.fixture
@@ -130,9 +163,12 @@ def trained(monkeypatch):
 
     def pretend(**difference):
         result = {"loss": 1.0, "penalty": 1.0, "rmse": 1.0, "peak_memory": 1, "kernel_calls": 1, "choices": []}
-        side = Side({"memory_before": None}, [np.ones(2)], result)
-        values = {"relative": 0.0, "weight": "table", "beyond": 0, "elements": 10} | difference
-        monkeypatch.setattr(session, "run", lambda *_: Outcome(side, side, Difference(**values)))
+        side = Side({"memory_before": None}, [np.ones(2)], result, [Point(2, 2.0, 1.0)])
+        values = {"relative": 0.0, "weight": "table", "beyond": 0, "elements": 10, "by_weight": {"table": 0.0}}
+        found = Difference(**(values | difference))
+        zeros = dict.fromkeys(("keras", "fastreg"), Zeros(0.0, 1, 1, 4, 4, {"table": 0.0}))
+        outcome = Outcome({"keras": side, "fastreg": side}, {"fastreg": found}, zeros)
+        monkeypatch.setattr(session, "run", lambda *_: outcome)
 
     return pretend
 
@@ -193,10 +229,23 @@ def test_failures(capsys, csv, monkeypatch, error, code, said):
         (["--lazy", "--jit"], "exclude each other"),
         (["--steps", "1", "--epochs", "1"], "not allowed with"),
         (["--rows", str(2**31 - 1), "--dim", "4096"], "GiB"),
+        (["--ratings", "{csv}", "--table-rows", "5"], "--table-rows does not apply to --model movielens"),
+        (["--criteo", "f"], "--criteo does not apply to --model movielens"),
+        (["--report", "{csv}/page.html"], "no folder"),
+        (["--report", "."], "Is a directory"),
+        (["--model", "dlrm", "--ratings", "f"], "--ratings does not apply to --model dlrm"),
+        (["--model", "dlrm", "--lazy"], "--lazy does not apply to --model dlrm"),
+        (["--model", "dlrm", "--rows", "0"], "--rows: expected a positive integer"),
+        (["--model", "dlrm", "--table-rows", "0"], "--table-rows: expected a positive integer"),
+        (["--model", "dlrm", "--rows", str(2**31 - 1)], "GiB"),
+        (["--model", "dlrm", "--criteo", "{csv}"], "is of Criteo's format"),
+        (["--model", "dlrm", "--criteo", "no-such-file.tsv"], "no-such-file.tsv: No such file"),
+        (["--model", "other"], "other"),
     ],
 )
 def test_bad_input(capsys, csv, arguments, said):
-    code, out, err = outcome(capsys, "--ratings", csv, *arguments)
+    arguments = [argument.format(csv=csv) for argument in arguments]
+    code, out, err = outcome(capsys, *(["--ratings", csv] if "--model" not in arguments else []), *arguments)
     assert code == cli.EXIT_USAGE
     assert out == ""
     assert said in err.splitlines()[-1]

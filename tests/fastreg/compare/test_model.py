@@ -1,9 +1,8 @@
-"""The recommender of both sides."""
+"""What the models have in common."""
 
 import dataclasses
 
 import keras
-import numpy as np
 import pytest
 
 import fastreg
@@ -11,8 +10,11 @@ from fastreg.compare import model
 from fastreg.compare.settings import SIDES, Settings
 
 SETTINGS = Settings(
+    model="movielens",
     ratings=None,
+    criteo=None,
     rows=50,
+    table_rows=None,
     dim=4,
     regularizer="l1l2",
     l1=0.25,
@@ -29,31 +31,6 @@ SETTINGS = Settings(
 )
 
 
-def build(side, **changes):
-    return model.build(dataclasses.replace(SETTINGS, **changes), side, users=7, items=9, crosses=3, mean=3.5)
-
-
-def test_both_sides_are_the_same_model():
-    ours, theirs = build("fastreg"), build("keras")
-    assert [weight.path for weight in ours.weights] == [weight.path for weight in theirs.weights]
-    for weight, expected in zip(ours.get_weights(), theirs.get_weights(), strict=True):
-        np.testing.assert_array_equal(weight, expected)
-    inputs = [np.arange(5) % 7, np.arange(5), np.arange(15).reshape(5, 3)]
-    np.testing.assert_array_equal(ours.predict(inputs, verbose=0), theirs.predict(inputs, verbose=0))
-    assert [float(loss) for loss in ours.losses] == pytest.approx([float(loss) for loss in theirs.losses], rel=1e-6)
-
-
-def test_tables():
-    tables = {layer.name: layer for layer in build("fastreg").layers if hasattr(layer, "embeddings")}
-    shapes = {name: tuple(table.embeddings.shape) for name, table in tables.items()}
-    assert shapes == {"user": (7, 4), "item": (9, 4), "crosses": (50, 4)}
-    for table in tables.values():
-        values = table.embeddings.numpy()
-        assert np.abs(values).max() <= model.SPREAD
-        assert len(np.unique(values)) == values.size
-        assert type(table.embeddings_regularizer) is fastreg.L1L2
-
-
 @pytest.mark.parametrize("side", SIDES)
 @pytest.mark.parametrize(("name", "config"), [("l1", {"l1": 0.25}), ("l2", {"l2": 0.5})])
 def test_regularizers(side, name, config):
@@ -62,16 +39,15 @@ def test_regularizers(side, name, config):
     assert {key: float(value) for key, value in made.get_config().items()} == config
 
 
-def test_the_seed_decides():
-    first, again, other = (build("keras", seed=seed).get_weights() for seed in (1, 1, 2))
-    assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
-    assert not any(np.array_equal(a, b) for a, b in zip(first, other, strict=True) if a.any())
-
-
-@pytest.mark.parametrize("name", ["sgd", "adagrad", "adam"])
-def test_compiled_as_asked(name):
-    built = build("keras", optimizer=name, learning_rate=0.125, jit=True)
-    assert type(built.optimizer).__name__.lower() == name
-    assert float(built.optimizer.learning_rate) == 0.125
-    assert built.jit_compile is True
-    assert build("keras", eager=True, jit=None).run_eagerly
+@pytest.mark.parametrize(("side", "library"), [("keras", keras.layers), ("fastreg", keras.layers), ("lazy", fastreg)])
+def test_tables(side, library):
+    table = model.table(SETTINGS, side, "item", 3, rows=40, spread=0.5)
+    assert type(table) is library.Embedding
+    table.build(None)
+    values = table.get_weights()[0]
+    assert values.shape == (40, 4)
+    assert 0.45 < abs(values).max() <= 0.5
+    others = [model.table(SETTINGS, "keras", "item", number, rows=40, spread=0.5) for number in (3, 4)]
+    for other in others:
+        other.build(None)
+    assert [(other.get_weights()[0] == values).all() for other in others] == [True, False]

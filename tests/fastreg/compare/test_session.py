@@ -7,12 +7,15 @@ import signal
 import numpy as np
 import pytest
 
-from fastreg.compare import data, ratings, session, worker
+from fastreg.compare import data, movielens, ratings, session, worker
 from fastreg.compare.settings import Settings
 
 SETTINGS = Settings(
+    model="movielens",
     ratings=None,
+    criteo=None,
     rows=300,
+    table_rows=None,
     dim=4,
     regularizer="l1l2",
     l1=1e-4,
@@ -34,7 +37,8 @@ def folder(tmp_path):
     generator = np.random.default_rng(0)
     users, items = generator.integers(0, 20, 400), generator.integers(0, 30, 400)
     some = ratings.Ratings(users, items, generator.integers(0, 5, (400, 2)), generator.random(400, np.float32), "test")
-    data.write(some, SETTINGS.rows, SETTINGS.seed, tmp_path / "data.npz")
+    examples = movielens.examples(some, SETTINGS.rows)
+    data.write(examples, SETTINGS.seed, movielens.validate, tmp_path / "data.npz")
     return tmp_path
 
 
@@ -105,13 +109,13 @@ def test_the_trainer_in_this_process(folder, tmp_path):
         tables = [found[f"{name}/embeddings"].astype("float64") for name in ("user", "item", "crosses")]
         expected = sum(SETTINGS.l1 * np.abs(table).sum() + SETTINGS.l2 * np.square(table).sum() for table in tables)
         assert result["penalty"] == pytest.approx(expected, rel=1e-5)
-        rows = [arrays[f"held_out_{name}"] for name in data.ARRAYS]
+        rows = [arrays[f"held_out_{name}"] for name in ("users", "items", "crosses", "targets")]
         hidden = tables[0][rows[0]] + tables[1][rows[1]] + tables[2][rows[2]].sum(axis=1)
         hidden = hidden @ found["hidden/kernel"] + found["hidden/bias"]
         # The tanh form would be off by more than the tolerance.
         from math import erf
 
         hidden = hidden * 0.5 * (1 + np.vectorize(erf)(hidden / np.sqrt(2)))
-        predicted = (hidden @ found["rating/kernel"])[:, 0] + arrays["train_ratings"].astype("float64").mean()
+        predicted = (hidden @ found["rating/kernel"])[:, 0] + arrays["train_targets"].astype("float64").mean()
         assert result["rmse"] == pytest.approx(np.sqrt(np.square(predicted - rows[3]).mean()), rel=1e-4)
     assert ready["parameters"] == sum(table.size for table in tables) + 4 * 32 + 32 + 32

@@ -37,6 +37,7 @@ def test_each_weight_by_its_own_magnitude(save):
     assert found.weight == "small"
     assert found.relative == pytest.approx(0.2 / 2.2)
     assert (found.beyond, found.elements) == (1, 5)
+    assert found.by_weight == {"large": 0, "small": found.relative}
 
 
 def test_identical(save):
@@ -60,6 +61,7 @@ def test_zeros_in_tables(save, tmp_path):
     found = weights.zeros(path)
     assert found.share == pytest.approx((40 - 5) / 48)
     assert (found.kept, found.rows, found.nbytes) == (4, 12, 48 * 4)
+    assert found.by_table == {"user/embeddings": 1 - 5 / 40, "item/embeddings": 0}
     with np.load(tmp_path / "side.pruned.npz") as pruned:
         assert found.pruned == (tmp_path / "side.pruned.npz").stat().st_size
         restored = np.zeros((10, 4), "float32")
