@@ -200,8 +200,6 @@ def _check(options: argparse.Namespace) -> None:
         value = getattr(options, name)
         if not (math.isfinite(value) and value >= 0):
             raise UsageError(f"{_option(name)}: expected a finite number that is not negative, not {value}")
-    if options.lazy and options.jit:
-        raise UsageError("--lazy and --jit exclude each other: XLA cannot compile lazily regularised tables")
     if options.eager and options.jit:
         raise UsageError("--eager and --jit exclude each other")
 

@@ -226,7 +226,6 @@ def test_failures(capsys, csv, monkeypatch, error, code, said):
         (["--regularizer", "l3"], "l3"),
         (["--optimizer", "none"], "none"),
         (["--eager", "--jit"], "exclude each other"),
-        (["--lazy", "--jit"], "exclude each other"),
         (["--steps", "1", "--epochs", "1"], "not allowed with"),
         (["--rows", str(2**31 - 1), "--dim", "4096"], "GiB"),
         (["--ratings", "{csv}", "--table-rows", "5"], "--table-rows does not apply to --model movielens"),
