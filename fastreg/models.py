@@ -51,6 +51,11 @@ class RegularizedValue:
     reason: str
 
 
+LEAST_ROWS = 2
+"""Rows from which a lazily regularised table was no slower than a dense one, the fewest that were measured: line 6 of
+`fastreg bench --suite lazy`. That is why `accelerate(model, lazy=True)` converts tables of every size."""
+
+
 @not_converted
 def accelerate(model: keras.Model, lazy: bool = False) -> keras.Model:
     """Replace Keras's L1, L2 and L1L2 regularizers in a model by fastreg's, in place.
@@ -251,7 +256,7 @@ def _followed_by(action: Callable[[keras.layers.Layer], None], layer: keras.laye
 
 
 def _lazy_row(table: LazyTable, xla: bool) -> RegularizedValue:
-    reason = f"a lazily regularised table, by {table.served_by(xla)}"
+    reason = f"a lazily regularised table, by {table.served_by(xla)}; measured no slower from {LEAST_ROWS} rows on"
     return RegularizedValue(
         table.path, "weight", table.penalised_by, math.prod(table.shape), table.dtype, "lazy", reason
     )

@@ -7,6 +7,7 @@ from fastreg_benchmarks.results import LazyRow, LimitRow
 from fastreg_benchmarks.workloads import BATCHES, Workload
 from rich.console import Console
 
+from fastreg import models
 from fastreg.cli import main
 
 
@@ -76,3 +77,7 @@ def test_rows_hold_what_was_timed(settings):
 def test_options_that_do_not_apply(option, capsys):
     assert main(["bench", "--suite", "lazy", *option]) == 2
     assert "does not apply" in capsys.readouterr().err
+
+
+def test_the_fewest_rows_are_those_that_inspect_names():
+    assert min(sizes.FEW) == models.LEAST_ROWS

@@ -10,6 +10,7 @@ import pytest
 import tensorflow as tf
 
 import fastreg
+from fastreg import models
 from fastreg._tables.table import LazyTable
 
 pytestmark = pytest.mark.parametrize("way", ["auto"], indirect=True)  # how a table is served changes nothing here
@@ -403,6 +404,7 @@ def test_inspect_says_what_could_be_lazy():
     fastreg.accelerate(model, lazy=True)
     (row,) = fastreg.inspect(model)
     assert row.bridge == "lazy"
+    assert f"no slower from {models.LEAST_ROWS} rows on" in row.reason
 
 
 def test_nothing_to_do_is_told():
