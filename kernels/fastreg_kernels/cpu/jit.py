@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import os
 import pickle
+import secrets
 import stat
 import sys
 import tempfile
@@ -18,6 +20,7 @@ from typing import Any
 
 import numba
 from numba.core import config, event
+from numba.core.bytecode import FunctionIdentity
 from numba.core.ccallback import CFunc
 from numba.core.registry import cpu_target
 from numba.extending import register_jitable
@@ -26,6 +29,10 @@ _FLAGS = {"nogil": True, "error_model": "numpy"}
 """`nogil`: other Python threads run while a kernel does. No `fastmath`: it would let the compiler reorder sums and
 contract products, so that results would depend on the processor."""
 
+
+# Numba numbers the functions that a process compiles, and has their numbers in the names by which code is linked. Code
+# that two processes have kept may then use one name for two functions, of which a third process would run one for both.
+FunctionIdentity._unique_ids = iter(functools.partial(secrets.randbits, 63), None)
 
 inner = register_jitable(**_FLAGS, no_cfunc_wrapper=True)
 """Decorate a function that compiled code calls: it is compiled and kept together with that. Called from Python, it runs

@@ -293,6 +293,62 @@ def test_damaged_files_are_compiled_anew_with_one_warning(start_python, sources,
         assert "damaged" not in errors
 
 
+# Two functions that spread work over threads: what the threads run has one name, but for its number.
+SHARING = """
+import numpy as np
+from fastreg_kernels.cpu import launch
+from fastreg_kernels.cpu.jit import inner
+
+def sharing(factor):
+    @inner
+    def task(first, last, out, x):
+        for i in range(first, last):
+            out[i] = factor * x
+    return launch.sharing(task)
+
+by_two, by_three = sharing(2.0), sharing(3.0)
+
+def double(x):
+    out = np.empty(4)
+    by_two(4, 1 << 30, (out, x))
+    return out[3]
+
+def triple(x):
+    out = np.empty(4)
+    by_three(4, 1 << 30, (out, x))
+    return out[3]
+"""
+
+COMPUTE_SHARED = """
+import sys
+from pathlib import Path
+import fastreg_kernels
+from fastreg_kernels.cpu import jit
+
+fastreg_kernels.threading_layer()
+folder, *names = sys.argv[1:]
+sys.path.insert(0, folder)
+import shared
+
+compiler = jit.Compiler(Path(folder))
+functions = [compiler.jit(getattr(shared, name)) for name in names]
+print(*(function(1.0) for function in functions))
+print(sum(sum(function.stats.cache_hits.values()) for function in functions))
+"""
+
+
+@pytest.mark.parametrize("order", [("double", "triple"), ("triple", "double")])
+def test_code_of_two_processes_in_a_third(run_python, tmp_path, order):
+    """Each is found by its own name, though both processes have numbered it alike."""
+    (tmp_path / "shared.py").write_text(SHARING)
+    kept = {"NUMBA_CACHE_DIR": tmp_path / "kept"}
+    for name in order:
+        run_python(COMPUTE_SHARED, tmp_path, name, **kept)
+    expected = {"double": 2.0, "triple": 3.0}
+    output = run_python(COMPUTE_SHARED, tmp_path, *order, **kept)
+    assert output.splitlines() == [" ".join(str(expected[name]) for name in order), "2"]
+
+
 def test_code_in_the_place_of_other_code(run_in, tmp_path):
     """As two processes that start at once can leave it, when one needs a kernel for another dtype than the other."""
     wide, narrow = tmp_path / "wide", tmp_path / "narrow"
