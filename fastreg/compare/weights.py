@@ -67,16 +67,17 @@ def zeros(trained: Path) -> Zeros:
     with np.load(trained) as arrays:
         tables = {name: arrays[name] for name in arrays.files if name.endswith("embeddings")}
     content: dict[str, NDArray[Any]] = {}
-    kept, by_table = 0, {}
+    kept, zero, by_table = 0, 0, {}
     for name, table in tables.items():
         rows = np.flatnonzero(table.any(axis=1)).astype(np.int32)
         kept += rows.size
-        by_table[name] = 1 - int(np.count_nonzero(table)) / table.size
+        of_table = table.size - int(np.count_nonzero(table))
+        zero += of_table
+        by_table[name] = of_table / table.size
         content |= {f"{name}/rows": rows, f"{name}/values": table[rows]}
     pruned = trained.with_suffix(".pruned.npz")
     np.savez(pruned, **content)  # type: ignore[arg-type]
     size = sum(table.size for table in tables.values())
-    zero = size - sum(int(np.count_nonzero(table)) for table in tables.values())
     rows_in_all = sum(len(table) for table in tables.values())
     nbytes = sum(table.nbytes for table in tables.values())
     return Zeros(zero / size, kept, rows_in_all, nbytes, pruned.stat().st_size, by_table)

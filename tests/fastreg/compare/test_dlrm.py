@@ -8,28 +8,11 @@ import pytest
 
 import fastreg
 from fastreg.compare import data, dlrm, quality
-from fastreg.compare.settings import Settings
 
-SETTINGS = Settings(
-    model="dlrm",
-    ratings=None,
-    criteo=None,
-    rows=300,
-    table_rows=40,
-    dim=4,
-    regularizer="l2",
-    l1=0.0,
-    l2=0.5,
-    optimizer="sgd",
-    learning_rate=0.1,
-    batch_size=8,
-    warmup=1,
-    steps=2,
-    seed=1,
-    jit=False,
-    eager=False,
-    tolerance=1e-5,
-)
+
+@pytest.fixture
+def settings(small):
+    return small(model="dlrm", rows=300, table_rows=40, regularizer="l2", l1=0.0)
 
 
 @pytest.fixture(scope="module")
@@ -44,8 +27,8 @@ def layer(values, weights):
     return np.maximum(values @ weights[0] + weights[1], 0)
 
 
-def test_the_model(examples):
-    built = dlrm.build(SETTINGS, "keras", examples)
+def test_the_model(settings, examples):
+    built = dlrm.build(settings, "keras", examples)
     weights = {weight.path: weight.numpy().astype(float) for weight in built.weights}
     counts, ids = examples.held_out.inputs
     vectors = [counts.astype(float)]
@@ -66,9 +49,9 @@ def test_the_model(examples):
         assert np.abs(table).max() <= rows**-0.5
 
 
-def test_both_sides_are_the_same_model(examples):
+def test_both_sides_are_the_same_model(settings, examples):
     """With L2 and SGD they train alike, too."""
-    sides = {side: dlrm.build(SETTINGS, side, examples) for side in ("keras", "lazy")}
+    sides = {side: dlrm.build(settings, side, examples) for side in ("keras", "lazy")}
     assert sum(type(layer) is fastreg.Embedding for layer in sides["lazy"].layers) == 26
     assert not any(isinstance(layer, fastreg.Embedding) for layer in sides["keras"].layers)
     for steps in (0, 3):
@@ -84,13 +67,12 @@ def test_both_sides_are_the_same_model(examples):
     assert penalties[1] == pytest.approx(penalties[0], rel=1e-5)
 
 
-def test_it_learns_what_is_planted(tmp_path):
+def test_it_learns_what_is_planted(settings, tmp_path):
     """A few steps on the logarithms of the counts alone are well above chance."""
     options = argparse.Namespace(criteo=None, rows=20_000, table_rows=40, seed=0)
     split = data.write(dlrm.load(options, lambda text, done: None), 0, dlrm.validate, tmp_path / "data.npz")
     examples = data.read(tmp_path / "data.npz")
-    settings = dataclasses.replace(SETTINGS, l2=0.0, learning_rate=1.0)
-    built = dlrm.build(settings, "lazy", examples)
+    built = dlrm.build(dataclasses.replace(settings, l2=0.0, learning_rate=1.0), "lazy", examples)
     inputs = [array[:16_384] for array in examples.training.inputs]
     built.fit(inputs, examples.training.targets[:16_384], batch_size=512, shuffle=False, verbose=0)
     predicted = built.predict(examples.held_out.inputs, verbose=0)[:, 0]

@@ -1,53 +1,30 @@
 """What the models have in common."""
 
-import dataclasses
-
 import keras
 import pytest
 
 import fastreg
 from fastreg.compare import model
-from fastreg.compare.settings import SIDES, Settings
-
-SETTINGS = Settings(
-    model="movielens",
-    ratings=None,
-    criteo=None,
-    rows=50,
-    table_rows=None,
-    dim=4,
-    regularizer="l1l2",
-    l1=0.25,
-    l2=0.5,
-    optimizer="sgd",
-    learning_rate=0.1,
-    batch_size=8,
-    warmup=1,
-    steps=2,
-    seed=1,
-    jit=False,
-    eager=False,
-    tolerance=1e-5,
-)
+from fastreg.compare.settings import SIDES
 
 
 @pytest.mark.parametrize("side", SIDES)
 @pytest.mark.parametrize(("name", "config"), [("l1", {"l1": 0.25}), ("l2", {"l2": 0.5})])
-def test_regularizers(side, name, config):
-    made = model.regularizer(dataclasses.replace(SETTINGS, regularizer=name), side)
+def test_regularizers(small, side, name, config):
+    made = model.regularizer(small(regularizer=name), side)
     assert type(made) is getattr(fastreg if side == "fastreg" else keras.regularizers, name.upper())
     assert {key: float(value) for key, value in made.get_config().items()} == config
 
 
 @pytest.mark.parametrize(("side", "library"), [("keras", keras.layers), ("fastreg", keras.layers), ("lazy", fastreg)])
-def test_tables(side, library):
-    table = model.table(SETTINGS, side, "item", 3, rows=40, spread=0.5)
+def test_tables(small, side, library):
+    table = model.table(small(), side, "item", 3, rows=40, spread=0.5)
     assert type(table) is library.Embedding
     table.build(None)
     values = table.get_weights()[0]
     assert values.shape == (40, 4)
     assert 0.45 < abs(values).max() <= 0.5
-    others = [model.table(SETTINGS, "keras", "item", number, rows=40, spread=0.5) for number in (3, 4)]
+    others = [model.table(small(), "keras", "item", number, rows=40, spread=0.5) for number in (3, 4)]
     for other in others:
         other.build(None)
     assert [(other.get_weights()[0] == values).all() for other in others] == [True, False]

@@ -1,7 +1,5 @@
 """The recommender of MovieLens."""
 
-import dataclasses
-
 import numpy as np
 import pytest
 
@@ -9,34 +7,13 @@ import fastreg
 from fastreg.compare import movielens
 from fastreg.compare.data import Data, Part
 from fastreg.compare.ratings import Ratings
-from fastreg.compare.settings import Settings
-
-SETTINGS = Settings(
-    model="movielens",
-    ratings=None,
-    criteo=None,
-    rows=50,
-    table_rows=None,
-    dim=4,
-    regularizer="l1l2",
-    l1=0.25,
-    l2=0.5,
-    optimizer="sgd",
-    learning_rate=0.1,
-    batch_size=8,
-    warmup=1,
-    steps=2,
-    seed=1,
-    jit=False,
-    eager=False,
-    tolerance=1e-5,
-)
 
 
-def build(side, **changes):
+@pytest.fixture
+def build(small):
     part = Part([np.zeros(4, "int32"), np.zeros(4, "int32"), np.zeros((4, 3), "int32")], np.float32([3, 4, 3, 4]))
     data = Data(part, part, {"user": 7, "item": 9, "crosses": 50})
-    return movielens.build(dataclasses.replace(SETTINGS, **changes), side, data)
+    return lambda side, **changes: movielens.build(small(**changes), side, data)
 
 
 def test_examples():
@@ -50,7 +27,7 @@ def test_examples():
     assert movielens.validate(np.float32([1, 2]), np.float32([2, 4])) == {"rmse": pytest.approx(np.sqrt(2.5))}
 
 
-def test_both_sides_are_the_same_model():
+def test_both_sides_are_the_same_model(build):
     ours, theirs = build("fastreg"), build("keras")
     assert [weight.path for weight in ours.weights] == [weight.path for weight in theirs.weights]
     for weight, expected in zip(ours.get_weights(), theirs.get_weights(), strict=True):
@@ -61,7 +38,7 @@ def test_both_sides_are_the_same_model():
     assert [float(loss) for loss in ours.losses] == pytest.approx([float(loss) for loss in theirs.losses], rel=1e-6)
 
 
-def test_tables():
+def test_tables(build):
     tables = {layer.name: layer for layer in build("fastreg").layers if hasattr(layer, "embeddings")}
     shapes = {name: tuple(table.embeddings.shape) for name, table in tables.items()}
     assert shapes == {"user": (7, 4), "item": (9, 4), "crosses": (50, 4)}
@@ -72,14 +49,14 @@ def test_tables():
         assert type(table.embeddings_regularizer) is fastreg.L1L2
 
 
-def test_the_seed_decides():
+def test_the_seed_decides(build):
     first, again, other = (build("keras", seed=seed).get_weights() for seed in (1, 1, 2))
     assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
     assert not any(np.array_equal(a, b) for a, b in zip(first, other, strict=True) if a.any())
 
 
 @pytest.mark.parametrize("name", ["sgd", "adagrad", "adam"])
-def test_compiled_as_asked(name):
+def test_compiled_as_asked(build, name):
     built = build("keras", optimizer=name, learning_rate=0.125, jit=True)
     assert type(built.optimizer).__name__.lower() == name
     assert float(built.optimizer.learning_rate) == 0.125
