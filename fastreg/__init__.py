@@ -11,6 +11,7 @@ from fastreg._bridges.settings import get_bridge, set_bridge, set_crossover
 from fastreg._info import info
 from fastreg._version import __version__
 from fastreg.copies import to_keras
+from fastreg.embed_reduce import EmbedReduce
 from fastreg.embedding import Embedding
 from fastreg.models import accelerate, inspect
 from fastreg.ops import l1_l2_penalty
@@ -21,6 +22,7 @@ __all__ = [
     "L1",
     "L1L2",
     "L2",
+    "EmbedReduce",
     "Embedding",
     "LazyRegularization",
     "__version__",

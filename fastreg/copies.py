@@ -99,6 +99,8 @@ def _compile_as(original: keras.Model, copy: keras.Model) -> None:
     copy.compile_from_config(_without_wrappers(config))
     if not copy.compiled or not original.optimizer.built:
         return
+    if any(wrapper.tables_optimizer is not None for wrapper in _wrappers([original])):
+        return  # the copy's one optimizer trains other variables, and another way
     state, own = list(original.optimizer.variables), copy.optimizer.variables
     if len(state) == len(own):  # else Keras says so
         # What a row-wise optimizer has for a row is that of each of its weights.
@@ -164,13 +166,17 @@ def _refuse_subclasses(parts: Sequence[Any]) -> None:
 
 def _differences(penalties: dict[_Penalty, bool], wrappers: Sequence[LazyRegularization]) -> list[str]:
     """Why a copy, trained on, will have other numbers."""
-    names = {type(unwrapped(wrapper)).__name__ for wrapper in wrappers}
+    names = {type(wrapper.tables_optimizer or unwrapped(wrapper)).__name__ for wrapper in wrappers}
     said = [
         f"with {name} the penalty of an embedding is part of the gradient, and all its rows are trained at every step"
         for name in sorted(names - {"SGD"})
     ]
     if any(wrapper.rowwise for wrapper in wrappers):
-        said.append("Adagrad accumulates for each weight, from the accumulator of its row on")
+        said.append("squares of gradients are followed for each weight, from the number of its row on")
+    for wrapper in wrappers:
+        if wrapper.tables_optimizer is not None:
+            before, now = (type(each).__name__ for each in (wrapper.tables_optimizer, unwrapped(wrapper)))
+            said.append(f"{now} trains the tables too, which {before} did, and starts anew")
     if any(wrapper.implicit for wrapper in wrappers):
         said.append("the step of the penalty is not implicit")
     if any(lazy and penalty.get_config().get("l1") for penalty, lazy in penalties.items()):

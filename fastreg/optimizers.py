@@ -28,20 +28,27 @@ class LazyRegularization(keras.optimizers.Optimizer):  # type: ignore[misc]
     Parameters
     ----------
     optimizer : str, dict or keras.optimizers.Optimizer, default "sgd"
-        SGD without momentum, Adagrad or Adam without `amsgrad`; without weight decay, moving averages and gradient
-        accumulation. Or a `LossScaleOptimizer` around one of these, by which the loss is then scaled.
+        SGD or RMSprop without momentum, Adagrad, Adam or AdamW without `amsgrad`, or Ftrl; without moving averages and
+        gradient accumulation. Or a `LossScaleOptimizer` around one of these, by which the loss is then scaled.
     rowwise : bool, default False
-        With Adagrad: one accumulator per row, of the mean of the row's squared gradients, for the tables.
+        With Adagrad, Adam and AdamW: for the tables, one number per row that follows the mean of the row's squared
+        gradients, where the optimizer has one per weight.
     implicit : bool, default False
         Whether the step of the penalty is the proximal one, `sign(w) · max(0, |w| − η·l1) / (1 + 2·η·l2)`, in the place
         of `sign(w) · max(0, (1 − 2·η·l2)·|w| − η·l1)`. It differs by (2·η·l2)² of a weight at most, and takes any l2,
         where the other is an error from 2·η·l2 = 1 on.
     name : str, optional
+    tables : str, dict or keras.optimizers.Optimizer, optional
+        What the tables are updated by, one of those named above, not yet used; then `optimizer`, which updates the
+        rest, can be any. It has a learning rate or schedule, and clipping, of its own; `optimizer` is the one that
+        scales the loss, and whose learning rate callbacks read and set.
 
     Attributes
     ----------
     inner_optimizer : keras.optimizers.Optimizer
         The one that is wrapped. Its options can be read and set on the wrapper too.
+    tables_optimizer : keras.optimizers.Optimizer or None
+        The other.
 
     Raises
     ------
@@ -50,7 +57,10 @@ class LazyRegularization(keras.optimizers.Optimizer):  # type: ignore[misc]
 
     Notes
     -----
-    With SGD and L2 the weights are those of Keras's dense training, up to rounding. The shrink follows the loss, as
+    With SGD and L2 the weights are those of Keras's dense training, up to rounding. Weight decay is the optimizer's
+    own, of all rows at every step, and as lazy: an l2 of half of it (also where that is implicit), which is in no loss.
+    Ftrl has penalties of its own, for which the rows that are looked up pay; a table that it trains can have no other.
+    The shrink follows the loss, as
     Keras's does: of half the penalty it is half, and where the loss leaves the penalty out there is none. The data
     gradient is clipped, the penalty is not. A step that loss scaling skips shrinks nothing; a step that looks up no row
     of a table shrinks it; a frozen table, and one without a gradient, is left alone.
@@ -74,14 +84,20 @@ class LazyRegularization(keras.optimizers.Optimizer):  # type: ignore[misc]
         return super().__new__(LossScaledLazyRegularization if scales and cls is LazyRegularization else cls)
 
     def __init__(
-        self, optimizer: Any = "sgd", rowwise: bool = False, implicit: bool = False, name: str | None = None
+        self,
+        optimizer: Any = "sgd",
+        rowwise: bool = False,
+        implicit: bool = False,
+        name: str | None = None,
+        tables: Any = None,
     ) -> None:
         inner = keras.optimizers.get(optimizer)
         if isinstance(unscaled(inner), LazyRegularization):
             raise ValueError("Invalid value for argument optimizer: expected one that is not wrapped already.")
-        rule = rules.rule_of(unscaled(inner), rowwise, implicit)
+        of_tables = None if tables is None else _of_tables(tables, inner)
+        rule = rules.rule_of(of_tables or unscaled(inner), rowwise, implicit, unscaled(inner))
         keras.optimizers.Optimizer.__init__(self, learning_rate=0.0, name=name)
-        self.inner_optimizer = inner
+        self.inner_optimizer, self.tables_optimizer = inner, of_tables
         self.rowwise, self.implicit, self._rule = rowwise, implicit, rule
 
     def build(self, variables: Sequence[Any]) -> None:
@@ -151,8 +167,10 @@ class LazyRegularization(keras.optimizers.Optimizer):  # type: ignore[misc]
         them. Files therefore go into an optimizer for which other variables are tables, or none, and the reverse.
         """
         inner = self.inner_optimizer
-        of_scaling = [] if unscaled(inner) is inner else list(inner._variables)
-        return of_scaling + self._rule.in_order(self._trainable_variables)
+        of_others = [] if unscaled(inner) is inner else list(inner._variables)
+        if self.tables_optimizer is not None:
+            of_others += unscaled(inner).variables
+        return of_others + self._rule.in_order(self._trainable_variables)
 
     @property
     def learning_rate(self) -> Any:
@@ -167,6 +185,12 @@ class LazyRegularization(keras.optimizers.Optimizer):  # type: ignore[misc]
     def iterations(self) -> Any:
         """The wrapped optimizer's steps."""
         return self.inner_optimizer.iterations
+
+    def exclude_from_weight_decay(self, var_list: Any = None, var_names: Any = None) -> None:
+        """As Keras's optimizers, of the wrapped one, and of that of the tables."""
+        self.inner_optimizer.exclude_from_weight_decay(var_list, var_names)
+        if self.tables_optimizer is not None:
+            self.tables_optimizer.exclude_from_weight_decay(var_list, var_names)
 
     def stateless_apply(self, optimizer_variables: Any, grads: Any, trainable_variables: Any) -> Any:
         """Not with TensorFlow, as Keras's optimizers."""
@@ -199,7 +223,10 @@ class LazyRegularization(keras.optimizers.Optimizer):  # type: ignore[misc]
     def get_config(self) -> dict[str, Any]:
         """What the constructor takes."""
         inner = keras.saving.serialize_keras_object(self.inner_optimizer)
-        return {"optimizer": inner, "rowwise": self.rowwise, "implicit": self.implicit, "name": self.name}
+        config = {"optimizer": inner, "rowwise": self.rowwise, "implicit": self.implicit, "name": self.name}
+        if self.tables_optimizer is not None:
+            config["tables"] = keras.saving.serialize_keras_object(self.tables_optimizer)
+        return config
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> LazyRegularization:
@@ -235,7 +262,7 @@ class LazyRegularization(keras.optimizers.Optimizer):  # type: ignore[misc]
         changes.callback(rules.set_variables, self, list(self._variables))
         for table in tables:
             self._rule.build(table, self._add_slot, changes)
-        if unscaled(self.inner_optimizer).built:
+        if self._rule.optimizer.built:
             self._rule.release(tables, changes)
 
     def _add_slot(
@@ -294,6 +321,25 @@ class LossScaledLazyRegularization(LazyRegularization, keras.optimizers.LossScal
 
     def _apply(self, grads: Sequence[Any], variables: Sequence[Any]) -> None:
         loss_scaling.apply(self.inner_optimizer, grads, variables, super()._apply)
+
+
+def _of_tables(optimizer: Any, inner: Any) -> Any:
+    """The optimizer of tables, which is not the one that is wrapped and does not scale the loss.
+
+    Raises
+    ------
+    ValueError
+        If it is none such.
+    """
+    found = keras.optimizers.get(optimizer)
+    scales = isinstance(found, keras.optimizers.LossScaleOptimizer) or found.loss_scale_factor
+    wraps = isinstance(found, LazyRegularization) or found in (inner, unscaled(inner))
+    if scales or wraps or found.built:
+        raise ValueError(
+            "Invalid value for argument tables: expected an optimizer apart from the other, that does not scale the "
+            f"loss and was not used before. Received: {found}"
+        )
+    return found
 
 
 def unscaled(optimizer: Any) -> Any:

@@ -97,10 +97,11 @@ def update(variable: Any, ids: tf.Tensor, gradient: tf.Tensor, step: Any, factor
     total = numbers[state.TOTAL] + threshold / product
     with tf.control_dependencies(checks):
         rows = _distinct(variable, ids, gradient)
-        taken = step.plain(rows.ids, rows.sums * tf.cast(step.scale, gradient.dtype))
         a, b = product / rows.marks[:, :1], product * (total - rows.marks[:, 1:])
         stored = _gather(variable, rows.ids)
-        written = tf.cast(shrink(tf.cast(stored, gradient.dtype), a, b) - taken, variable.dtype)
+        shrunk = shrink(tf.cast(stored, gradient.dtype), a, b)
+        taken = step.plain(rows.ids, shrunk, rows.sums * tf.cast(step.scale, gradient.dtype))
+        written = tf.cast(shrunk - taken, variable.dtype)
         sums = _tracked(numbers, scale, threshold, _changes(rows, stored, written, a, b, numbers))
         sums = tf.where(numbers[state.AGE] < state.OLD, sums, numbers[state.SUM_ABS : state.FAULT])
         _scatter(variable, rows.ids, written)

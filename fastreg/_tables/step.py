@@ -20,7 +20,7 @@ _LARGEST = float(np.finfo(np.float64).max)
 
 
 def take(optimizer: Any, rule: rules.Rule, grads: Sequence[Any], variables: Sequence[Any]) -> None:
-    """Update tables by the row-wise form of an optimizer, and other variables by the optimizer.
+    """Update tables by a rule, and other variables by an optimizer, which need not be the one whose rule it is.
 
     Errors are those of `fastreg.LazyRegularization.apply`.
     """
@@ -35,10 +35,14 @@ def take(optimizer: Any, rule: rules.Rule, grads: Sequence[Any], variables: Sequ
     pairs = _present(grads, variables)
     dense = [(gradient, variable) for gradient, variable in pairs if not isinstance(variable, LazyTable)]
     sparse = [(_taken_apart(gradient, table), table) for gradient, table in pairs if isinstance(table, LazyTable)]
-    dense, sparse = _scaled_and_clipped(optimizer, dense, sparse)
+    of_tables = rule.optimizer
+    if of_tables is optimizer:
+        dense, sparse = _scaled_and_clipped(optimizer, optimizer.loss_scale_factor, dense, sparse)
+    else:  # the other clips for itself
+        _, sparse = _scaled_and_clipped(of_tables, optimizer.loss_scale_factor, [], sparse)
     # Both as they are before the optimizer counts this step.
-    rate = tf.cast(tf.convert_to_tensor(optimizer.learning_rate), tf.float64)
-    number = tf.cast(tf.convert_to_tensor(optimizer.iterations), tf.int64)
+    rate = tf.cast(tf.convert_to_tensor(of_tables.learning_rate), tf.float64)
+    number = tf.cast(tf.convert_to_tensor(of_tables.iterations), tf.int64)
     one = tf.ones((), tf.float64)
     with tf.control_dependencies(_checks(rate, number, sparse)):
         for gradient, table in sparse:
@@ -49,6 +53,8 @@ def take(optimizer: Any, rule: rules.Rule, grads: Sequence[Any], variables: Sequ
                 optimizer.apply(*zip(*dense, strict=True))
         else:  # Keras's optimizers would not count a step that concerns none of their variables
             optimizer._iterations.assign_add(1)
+        if of_tables is not optimizer:
+            of_tables._iterations.assign_add(1)
 
 
 def _check_tables(rule: rules.Rule, variables: Sequence[Any]) -> None:
@@ -86,9 +92,9 @@ def _taken_apart(gradient: Any, table: LazyTable) -> gradients.TableGradient:
     return found
 
 
-def _scaled_and_clipped(optimizer: Any, dense: Pairs, sparse: Pairs) -> tuple[Pairs, Pairs]:
+def _scaled_and_clipped(optimizer: Any, loss_scale: float | None, dense: Pairs, sparse: Pairs) -> tuple[Pairs, Pairs]:
     """What the optimizer asks of gradients, done to those of tables, and of others so far as these count in it."""
-    fixed = 1.0 / (optimizer.loss_scale_factor or 1.0)
+    fixed = 1.0 / (loss_scale or 1.0)
     if fixed != 1.0:
         sparse = [(gradient.scaled(fixed), table) for gradient, table in sparse]
     if not sparse or not (optimizer.clipnorm or optimizer.clipvalue or optimizer.global_clipnorm):

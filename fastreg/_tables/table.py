@@ -180,6 +180,8 @@ class LazyTable(keras.Variable):  # type: ignore[misc]
         """
         weight = gradient.weight
         factors = tf.zeros(2, tf.float64) if weight is None else self.factors().vector() * weight
+        if step.decay:  # as of an l2 of half of it
+            factors += tf.constant([0.0, step.decay / 2.0], tf.float64)
         self._value.update(gradient.ids, gradient.values, step, factors)
 
     def warn_of_missing_penalty(self) -> None:

@@ -48,7 +48,7 @@ def fresh_state():
     """Settings, policies and seeds as in a new process, before and after each test."""
     bridge = fastreg.get_bridge()
     settings._warned.clear()
-    rules.explained.update(("Adagrad", "Adam"))
+    rules.explained.update(("Adagrad", "Adam", "AdamW", "RMSprop"))
     keras.utils.set_random_seed(1)
     yield
     fastreg.set_bridge(bridge)

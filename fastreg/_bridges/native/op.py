@@ -23,10 +23,10 @@ from fastreg._bridges.native.compiler import callback
 FLOATS = "T: {float, double, half, bfloat16}"
 
 VARIANT = "kernel_variant"
-VARIANTS = (tf.float32, tf.float64, tf.int32, tf.int64)
-"""The types that stand for variants 0, 1, 2, 3."""
+VARIANTS = (tf.float32, tf.float64, tf.int32, tf.int64, tf.half, tf.bfloat16, tf.int16, tf.int8)
+"""The types that stand for variants 0, 1, 2 and so on."""
 
-VARIANT_TYPES = f"{VARIANT}: {{float, double, int32, int64}}"
+VARIANT_TYPES = f"{VARIANT}: {{float, double, int32, int64, half, bfloat16, int16, int8}}"
 """The attribute's definition."""
 
 _lock = _shared.lock_for_forks(threading.RLock())

@@ -103,13 +103,12 @@ def _lookup(dtype: tf.DType) -> None:
 @_probe
 def _update(dtype: tf.DType, rule: int) -> None:
     """A learning rate of 1/4 with l2 of 1 halves weights; each rule then subtracts what it makes of a gradient of
-    zero.
+    zero, and of slots that are 1; Ftrl makes new weights of these.
     """
     table_ops.UPDATE.prepare(dtype, tf.int32, rule)
     table = _table(dtype)
     arithmetic = support.arithmetic_dtype(dtype)
-    width = 1 if rule == updates.ROWWISE_ADAGRAD else 2
-    slot = table_ops.memory(tf.Variable(tf.ones((2, width), arithmetic), trainable=False))
+    slot = table_ops.memory(tf.Variable(tf.ones((2, 2), arithmetic), trainable=False))
     table_ops.UPDATE(
         *_inputs(table),
         *slot,
@@ -117,12 +116,15 @@ def _update(dtype: tf.DType, rule: int) -> None:
         tf.constant([0, 0]),
         tf.constant([[1.0, 0.0], [-1.0, 0.0]], arithmetic),
         *(tf.constant(number, tf.float64) for number in (0.25, 1.0, [0.0, 1.0])),
-        tf.constant([0.9, 0.999, 1e-7, 0.0] if rule == updates.ADAM else [1e-7, 0.0], tf.float64),
+        tf.constant([0.9, 0.999, 1e-7, 0.0, 0.0], tf.float64),
         tf.constant(0, tf.int64),
         **{VARIANT: VARIANTS[rule], NAME: "probe"},
     )
-    step = 0.25 * np.sqrt(1 - 0.999) / (1 - 0.9) * 0.9 / (np.sqrt(0.999) + 1e-7) if rule == updates.ADAM else 0.0
-    _compare(table[0].read_value(), [[0.5 - step, -1.0 - step], [1.0, 0.0]], rtol=1e-2)
+    step = 0.25 * np.sqrt(1 - 0.999) / (1 - 0.9) * 0.9 / (np.sqrt(0.999) + 1e-7)
+    row = [0.5 - step, -1.0 - step] if rule in (updates.ADAM, updates.ROWWISE_ADAM) else [0.5, -1.0]
+    if rule == updates.FTRL:
+        row = [(0.9 - 1.0) / (1.0 / 0.25 + 2 * 0.999)] * 2
+    _compare(table[0].read_value(), [row, [1.0, 0.0]], rtol=1e-2)
 
 
 def _table(dtype: tf.DType) -> tuple[tf.Variable, tf.Variable, tf.Variable]:

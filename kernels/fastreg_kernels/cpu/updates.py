@@ -15,11 +15,14 @@ from numba.extending import overload
 
 from fastreg_kernels.cpu import launch, rows
 from fastreg_kernels.cpu.jit import inner
+from fastreg_kernels.cpu.shrink import shrunk
 from fastreg_kernels.cpu.vector import (
     LANES,
     add_squares,
+    in_order,
     load,
     load_first,
+    soft_threshold,
     square_root,
     store,
     store_first,
@@ -27,7 +30,7 @@ from fastreg_kernels.cpu.vector import (
     zeros,
 )
 
-SGD, ADAGRAD, ROWWISE_ADAGRAD, ADAM = range(4)
+SGD, ADAGRAD, ROWWISE_ADAGRAD, ADAM, ROWWISE_ADAM, RMSPROP, CENTERED_RMSPROP, FTRL = range(8)
 """Rules. With g the summed gradient, η the learning rate and t the number of this step, from 1:
 
 - SGD: `η · g`
@@ -35,6 +38,11 @@ SGD, ADAGRAD, ROWWISE_ADAGRAD, ADAM = range(4)
 - row-wise Adagrad: `n ← n + mean(g²)` over the row, then `η · g / sqrt(n + ε)`, with an accumulator per row
 - Adam: `m ← m + (g − m)·(1 − β1)`, `v ← v + (g² − v)·(1 − β2)`, then
   `η · sqrt(1 − β2^t) / (1 − β1^t) · m / (sqrt(v) + ε)`
+- row-wise Adam: the same, with `v ← v + (mean(g²) − v)·(1 − β2)`, a v per row
+- RMSprop: `v ← ρ·v + (1 − ρ)·g²`, then `η · g / sqrt(v + ε)`
+- centred RMSprop: with `a ← ρ·a + (1 − ρ)·g` besides, `η · g / sqrt(v − a² + ε)`
+- Ftrl, which knows no shrink: `z ← z + g + 2·λs·w − (sqrt(n + g²) − sqrt(n)) / η · w`, `n ← n + g²`, and the new weight
+  is `−sign(z) · max(0, |z| − λ1) / ((sqrt(n) + β) / η + 2·λ2)`
 """
 
 
@@ -85,7 +93,7 @@ _share_sum_range = launch.sharing(_sum_range)
 
 
 @inner
-def _sgd(first, last, gradient, where, width, slots, rate, settings, step):
+def _sgd(first, last, table, gradient, where, width, slots, rate, settings, step):
     eta = gradient.dtype.type(rate)
     for i in range(first * width, last * width, LANES):
         count = min(LANES, last * width - i)
@@ -93,7 +101,7 @@ def _sgd(first, last, gradient, where, width, slots, rate, settings, step):
 
 
 @inner
-def _adagrad(first, last, gradient, where, width, slots, rate, settings, step):
+def _adagrad(first, last, table, gradient, where, width, slots, rate, settings, step):
     accumulator, eta, small = slots[0], gradient.dtype.type(rate), gradient.dtype.type(settings[0])
     for k in range(first, last):
         source, target = k * width, where[k] * width
@@ -106,13 +114,11 @@ def _adagrad(first, last, gradient, where, width, slots, rate, settings, step):
 
 
 @inner
-def _rowwise_adagrad(first, last, gradient, where, width, slots, rate, settings, step):
+def _rowwise_adagrad(first, last, table, gradient, where, width, slots, rate, settings, step):
     accumulator, kind = slots[0], gradient.dtype.type
     for k in range(first, last):
-        source, squares = k * width, zeros()
-        for column in range(0, width, LANES):
-            squares = add_squares(squares, _get(gradient, source + column, min(LANES, width - column)))
-        accumulator[where[k]] += kind(total(squares) / width)
+        source = k * width
+        accumulator[where[k]] += kind(_mean_of_squares(gradient, source, width))
         factor = kind(rate) / np.sqrt(accumulator[where[k]] + kind(settings[0]))
         for column in range(0, width, LANES):
             count = min(LANES, width - column)
@@ -120,10 +126,19 @@ def _rowwise_adagrad(first, last, gradient, where, width, slots, rate, settings,
 
 
 @inner
-def _adam(first, last, gradient, where, width, slots, rate, settings, step):
+def _mean_of_squares(gradient, source, width):
+    """Of a row, in float64."""
+    squares = zeros()
+    for column in range(0, width, LANES):
+        squares = add_squares(squares, _get(gradient, source + column, min(LANES, width - column)))
+    return total(squares) / width
+
+
+@inner
+def _adam(first, last, table, gradient, where, width, slots, rate, settings, step):
     kind = gradient.dtype.type
     rest_1, rest_2, small = kind(1.0 - settings[0]), kind(1.0 - settings[1]), kind(settings[2])
-    alpha = kind(rate * np.sqrt(1.0 - settings[1] ** (step + 1)) / (1.0 - settings[0] ** (step + 1)))
+    alpha = kind(_rate_of_adam(rate, settings, step))
     for k in range(first, last):
         source, target = k * width, where[k] * width
         for column in range(0, width, LANES):
@@ -134,6 +149,84 @@ def _adam(first, last, gradient, where, width, slots, rate, settings, step):
             _put(slots[0], target + column, m, count)
             _put(slots[1], target + column, v, count)
             _put(gradient, source + column, alpha * m / (square_root(v) + small), count)
+
+
+@inner
+def _rate_of_adam(rate, settings, step):
+    return rate * np.sqrt(1.0 - settings[1] ** (step + 1)) / (1.0 - settings[0] ** (step + 1))
+
+
+@inner
+def _rowwise_adam(first, last, table, gradient, where, width, slots, rate, settings, step):
+    kind = gradient.dtype.type
+    rest_1, rest_2 = kind(1.0 - settings[0]), kind(1.0 - settings[1])
+    for k in range(first, last):
+        source, target = k * width, where[k] * width
+        v = slots[1][where[k]]
+        v += (kind(_mean_of_squares(gradient, source, width)) - v) * rest_2
+        slots[1][where[k]] = v
+        factor = kind(_rate_of_adam(rate, settings, step)) / (np.sqrt(v) + kind(settings[2]))
+        for column in range(0, width, LANES):
+            count = min(LANES, width - column)
+            m = _get(slots[0], target + column, count)
+            m = m + (_get(gradient, source + column, count) - m) * rest_1
+            _put(slots[0], target + column, m, count)
+            _put(gradient, source + column, factor * m, count)
+
+
+@inner
+def _rmsprop(first, last, table, gradient, where, width, slots, rate, settings, step):
+    kind = gradient.dtype.type
+    rho, rest, eta, small = kind(settings[0]), kind(1.0 - settings[0]), kind(rate), kind(settings[1])
+    for k in range(first, last):
+        source, target = k * width, where[k] * width
+        for column in range(0, width, LANES):
+            count = min(LANES, width - column)
+            g = _get(gradient, source + column, count)
+            v = rho * _get(slots[0], target + column, count) + rest * (g * g)
+            _put(slots[0], target + column, v, count)
+            _put(gradient, source + column, eta * g / square_root(v + small), count)
+
+
+@inner
+def _centered_rmsprop(first, last, table, gradient, where, width, slots, rate, settings, step):
+    kind = gradient.dtype.type
+    rho, rest, eta, small = kind(settings[0]), kind(1.0 - settings[0]), kind(rate), kind(settings[1])
+    for k in range(first, last):
+        source, target = k * width, where[k] * width
+        for column in range(0, width, LANES):
+            count = min(LANES, width - column)
+            g = _get(gradient, source + column, count)
+            v = rho * _get(slots[0], target + column, count) + rest * (g * g)
+            a = rho * _get(slots[1], target + column, count) + rest * g
+            _put(slots[0], target + column, v, count)
+            _put(slots[1], target + column, a, count)
+            _put(gradient, source + column, eta * g / square_root(v - a * a + small), count)
+
+
+@inner
+def _ftrl(first, last, table, gradient, where, width, slots, rate, settings, number):
+    x, stamps, product, threshold = table
+    kind = gradient.dtype.type
+    l1, twice_l2, pull = kind(settings[0]), kind(2.0 * settings[1]), kind(2.0 * settings[2])
+    beta, inverse = kind(settings[3]), kind(1.0 / rate)
+    for k in range(first, last):
+        source, target = k * width, where[k] * width
+        a = kind(product / stamps[where[k], 0])
+        b = kind(product * (threshold - stamps[where[k], 1]))
+        for column in range(0, width, LANES):
+            count = min(LANES, width - column)
+            g = _get(gradient, source + column, count)
+            w = in_order(x, shrunk(_get(x, target + column, count), a, b))
+            n = _get(slots[0], target + column, count)
+            grown = n + g * g
+            root = square_root(grown)
+            z = _get(slots[1], target + column, count) + g + pull * w - inverse * (root - square_root(n)) * w
+            _put(slots[0], target + column, grown, count)
+            _put(slots[1], target + column, z, count)
+            # What makes of the weight the new one: of a new zero it is w itself, and w − w is +0.
+            step = w + soft_threshold(abs(z) - l1, z) / (inverse * (root + beta) + twice_l2)
+            _put(gradient, source + column, step, count)
 
 
 @inner
@@ -160,8 +253,8 @@ def apply(rule, x, stamps, where, gradient, product, threshold, state, measured,
         As in `rows.update`; `changes` is empty where they are not wanted.
     state : tuple
         What the rule needs: a tuple of two slots, which are flat arrays in the dtype of the gradient, empty where the
-        rule has fewer; the learning rate; an array of float64, `[ε]` of the Adagrads, `[β1, β2, ε]` of Adam; and the
-        number of steps before this one.
+        rule has fewer; the learning rate; an array of float64, `[ε]` of the Adagrads, `[β1, β2, ε]` of the Adams,
+        `[ρ, ε]` of the RMSprops, `[λ1, λ2, λs, β]` of Ftrl; and the number of steps before this one.
     """
     raise NotImplementedError  # compiled code only
 
@@ -187,7 +280,7 @@ def _applying(take_step: Any) -> Any:
     def task(first, last, x, stamps, where, gradient, product, threshold, state, measured, changes, width):
         for group in range(first, last):
             start, stop = group * rows.GROUP, min((group + 1) * rows.GROUP, where.size)
-            take_step(start, stop, gradient, where, width, *state)
+            take_step(start, stop, (x, stamps, product, threshold), gradient, where, width, *state)
             if changes.size:
                 rows.update(group, x, stamps, where, product, threshold, gradient, measured, changes, width)
             else:
@@ -196,5 +289,14 @@ def _applying(take_step: Any) -> Any:
     return task
 
 
-_STEPS = {SGD: _sgd, ADAGRAD: _adagrad, ROWWISE_ADAGRAD: _rowwise_adagrad, ADAM: _adam}
+_STEPS = {
+    SGD: _sgd,
+    ADAGRAD: _adagrad,
+    ROWWISE_ADAGRAD: _rowwise_adagrad,
+    ADAM: _adam,
+    ROWWISE_ADAM: _rowwise_adam,
+    RMSPROP: _rmsprop,
+    CENTERED_RMSPROP: _centered_rmsprop,
+    FTRL: _ftrl,
+}
 _SHARES = {rule: launch.sharing(_applying(take_step)) for rule, take_step in _STEPS.items()}

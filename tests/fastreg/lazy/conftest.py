@@ -1,6 +1,7 @@
 """Training of a bare table with known gradients, its dense float64 oracle, and small models around a lazy layer."""
 
 import contextlib
+import functools
 
 import keras
 import numpy as np
@@ -81,8 +82,19 @@ def shrink(w, a, b):
     return np.sign(w) * np.maximum(0, a * np.abs(w) - b)
 
 
-def oracle(plan, kind, rates, l1=0.0, l2=0.0, steps=None, start=None, epsilon=1e-7, state=None, implicit=False):
+FTRL = {
+    "l1_regularization_strength": 0.5,
+    "l2_regularization_strength": 0.25,
+    "l2_shrinkage_regularization_strength": 0.125,
+    "beta": 0.0625,
+}
+
+
+def oracle(
+    plan, kind, rates, l1=0.0, l2=0.0, steps=None, start=None, epsilon=1e-7, state=None, implicit=False, decay=0.0
+):
     """The dense rule in float64: every weight shrinks, then touched rows take their optimizer's update."""
+    l2 += decay / 2
     w = np.array(plan.start if start is None else start, dtype=np.float64)
     state = {} if state is None else state
     accumulator = state.setdefault("accumulator", np.full_like(w[:, :1] if kind == "rowwise" else w, 0.125))
@@ -97,9 +109,24 @@ def oracle(plan, kind, rates, l1=0.0, l2=0.0, steps=None, start=None, epsilon=1e
         elif kind in ("adagrad", "rowwise"):
             accumulator[rows] += np.square(g) if kind == "adagrad" else np.square(g).mean(axis=1, keepdims=True)
             w[rows] -= rate * g / np.sqrt(accumulator[rows] + epsilon)
+        elif "rmsprop" in kind:
+            v[rows] = 0.9 * v[rows] + (1 - 0.9) * np.square(g)
+            m[rows] = 0.9 * m[rows] + (1 - 0.9) * g
+            centre = np.square(m[rows]) if kind == "centered rmsprop" else 0.0
+            w[rows] -= rate * g / np.sqrt(v[rows] - centre + epsilon)
+        elif kind == "ftrl":
+            before = accumulator[rows]
+            accumulator[rows] += np.square(g)
+            growth = (np.sqrt(accumulator[rows]) - np.sqrt(before)) / rate
+            m[rows] += g + 2 * FTRL["l2_shrinkage_regularization_strength"] * w[rows] - growth * w[rows]
+            limit = FTRL["l1_regularization_strength"]
+            beyond = m[rows] - np.clip(m[rows], -limit, limit)
+            l2_of_all = FTRL["l2_regularization_strength"] + FTRL["beta"] / (2 * rate)
+            w[rows] = -beyond / (np.sqrt(accumulator[rows]) / rate + 2 * l2_of_all)
         else:
+            squares = np.square(g).mean(axis=1, keepdims=True) if kind == "rowwise adam" else np.square(g)
             m[rows] += (g - m[rows]) * (1 - 0.9)
-            v[rows] += (np.square(g) - v[rows]) * (1 - 0.999)
+            v[rows] += (squares - v[rows]) * (1 - 0.999)
             time = number + 1
             alpha = rate * np.sqrt(1 - 0.999**time) / (1 - 0.9**time)
             w[rows] -= alpha * m[rows] / (np.sqrt(v[rows]) + epsilon)
@@ -111,6 +138,10 @@ OPTIMIZERS = {
     "adagrad": keras.optimizers.Adagrad,
     "rowwise": keras.optimizers.Adagrad,
     "adam": keras.optimizers.Adam,
+    "rowwise adam": keras.optimizers.Adam,
+    "rmsprop": keras.optimizers.RMSprop,
+    "centered rmsprop": functools.partial(keras.optimizers.RMSprop, centered=True),
+    "ftrl": functools.partial(keras.optimizers.Ftrl, **FTRL),
 }
 
 
@@ -119,13 +150,14 @@ class Lazy:
 
     plan, oracle, shrink = Plan, staticmethod(oracle), staticmethod(shrink)
     kinds = tuple(OPTIMIZERS)
+    penalised = tuple(kind for kind in OPTIMIZERS if kind != "ftrl")  # which has penalties of its own
 
     @staticmethod
     def optimizer(kind, rate=0.25, implicit=False, **options):
-        if kind in ("adagrad", "rowwise"):  # a value that Keras's rounding of it to float32 leaves alone
+        if kind in ("adagrad", "rowwise", "ftrl"):  # a value that Keras's rounding of it to float32 leaves alone
             options.setdefault("initial_accumulator_value", 0.125)
         return fastreg.LazyRegularization(
-            OPTIMIZERS[kind](rate, **options), rowwise=kind == "rowwise", implicit=implicit
+            OPTIMIZERS[kind](rate, **options), rowwise="rowwise" in kind, implicit=implicit
         )
 
     @staticmethod

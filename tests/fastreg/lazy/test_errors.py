@@ -67,11 +67,14 @@ def test_a_wrapper_in_a_wrapper_and_a_scaler_in_a_scaler_are_errors(lazy):
 @pytest.mark.parametrize(
     ("optimizer", "rowwise", "message"),
     [
-        (keras.optimizers.RMSprop, False, "SGD, Adagrad or Adam"),
-        (keras.optimizers.AdamW, False, "SGD, Adagrad or Adam"),
+        (keras.optimizers.Lion, False, "expected SGD, Adagrad, Adam, AdamW, RMSprop or Ftrl"),
+        (keras.optimizers.Adafactor, False, "expected SGD, Adagrad, Adam, AdamW, RMSprop or Ftrl"),
+        (lambda: keras.optimizers.RMSprop(momentum=0.9), False, "momentum"),
+        (lambda: keras.optimizers.Ftrl(learning_rate_power=-0.25), False, "learning_rate_power=-0.5"),
+        (lambda: keras.optimizers.Ftrl(weight_decay=0.1), False, "weight_decay=None"),
+        (keras.optimizers.RMSprop, True, "rowwise"),
         (lambda: keras.optimizers.SGD(momentum=0.9), False, "momentum"),
         (lambda: keras.optimizers.Adam(amsgrad=True), False, "amsgrad"),
-        (lambda: keras.optimizers.SGD(weight_decay=0.1), False, "weight_decay"),
         (lambda: keras.optimizers.SGD(use_ema=True), False, "use_ema"),
         (lambda: keras.optimizers.SGD(gradient_accumulation_steps=2), False, "gradient_accumulation_steps"),
         (keras.optimizers.SGD, True, "rowwise"),

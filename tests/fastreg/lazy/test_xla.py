@@ -12,7 +12,7 @@ import fastreg
 from fastreg._bridges import state
 from fastreg._tables.variable import TableVariable
 
-KINDS = ("sgd", "adagrad", "rowwise", "adam")
+KINDS = ("sgd", "adagrad", "rowwise", "adam", "rowwise adam", "rmsprop", "centered rmsprop", "ftrl")
 
 
 @pytest.fixture(autouse=True)
@@ -26,8 +26,9 @@ def test_the_rule_of_every_row(lazy, float64, kind, implicit):
     plan = lazy.plan(30)
     optimizer = lazy.optimizer(kind, keras.optimizers.schedules.ExponentialDecay(0.25, 5, 0.8), implicit)
     rates = [0.25 * 0.8 ** (step / 5) for step in range(30)]
-    weights = plan.train(plan.layer(fastreg.L1L2(0.02, 0.1)), optimizer, graph="xla")
-    assert lazy.error(weights, lazy.oracle(plan, kind, rates, 0.02, 0.1, implicit=implicit)) < 1e-7  # Keras's rates
+    factors = (0.0, 0.0) if kind == "ftrl" else (0.02, 0.1)
+    weights = plan.train(plan.layer(fastreg.L1L2(*factors)), optimizer, graph="xla")
+    assert lazy.error(weights, lazy.oracle(plan, kind, rates, *factors, implicit=implicit)) < 1e-7  # Keras's rates
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])

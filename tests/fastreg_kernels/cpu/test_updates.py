@@ -13,9 +13,25 @@ from hypothesis import strategies as st
 
 ROWS = 1000
 EPSILON = 1e-7
-SETTINGS = {updates.ADAM: np.array([0.9, 0.999, EPSILON])}
+ADAM, RMSPROP = np.array([0.9, 0.999, EPSILON]), np.array([0.75, EPSILON])
+FTRL = {"l1": 0.5, "l2": 0.25, "shrinkage": 0.125, "beta": 0.0625}
+SETTINGS = {
+    **dict.fromkeys((updates.ADAM, updates.ROWWISE_ADAM), ADAM),
+    **dict.fromkeys((updates.RMSPROP, updates.CENTERED_RMSPROP), RMSPROP),
+    updates.FTRL: np.array(list(FTRL.values())),
+}
 TOLERANCE = {"float32": 1e-4, "float64": 1e-13, "float16": 2e-2, "bfloat16": 1e-1}
-RULES = {"sgd": updates.SGD, "adagrad": updates.ADAGRAD, "rowwise": updates.ROWWISE_ADAGRAD, "adam": updates.ADAM}
+RULES = {
+    "sgd": updates.SGD,
+    "adagrad": updates.ADAGRAD,
+    "rowwise": updates.ROWWISE_ADAGRAD,
+    "adam": updates.ADAM,
+    "rowwise adam": updates.ROWWISE_ADAM,
+    "rmsprop": updates.RMSPROP,
+    "centered rmsprop": updates.CENTERED_RMSPROP,
+    "ftrl": updates.FTRL,
+}
+ADAMS, RMSPROPS = (updates.ADAM, updates.ROWWISE_ADAM), (updates.RMSPROP, updates.CENTERED_RMSPROP)
 
 fastreg_kernels.threading_layer()
 
@@ -65,9 +81,9 @@ class Table:
         self.ids = ((generator.zipf(1.3, count) - 1) % ROWS).astype(np.int32)
         self.values = generator.normal(size=(count, width)).astype(kind)
         per_row = 1 if rule == updates.ROWWISE_ADAGRAD else width
-        start = 0.0 if rule == updates.ADAM else 0.125
+        start = 0.0 if rule in ADAMS else 0.125
         self.first = np.full((ROWS, per_row), start, kind)
-        self.second = np.zeros((ROWS, width), kind)
+        self.second = np.zeros((ROWS, 1 if rule == updates.ROWWISE_ADAM else width), kind)
 
     def run(self, number=0, scale=1.0, measured=0.02):
         """One step in place: the sums of what changed."""
@@ -95,17 +111,33 @@ class Table:
         g = dense[rows] * scale
         if self.rule == updates.SGD:
             taken = 0.25 * g
-        elif self.rule == updates.ADAM:
+        elif self.rule in ADAMS:
+            squares = g**2 if self.rule == updates.ADAM else (g**2).mean(axis=1, keepdims=True)
             first[rows] += (g - first[rows]) * (1 - 0.9)
-            second[rows] += (g**2 - second[rows]) * (1 - 0.999)
+            second[rows] += (squares - second[rows]) * (1 - 0.999)
             alpha = 0.25 * np.sqrt(1 - 0.999 ** (number + 1)) / (1 - 0.9 ** (number + 1))
             taken = alpha * first[rows] / (np.sqrt(second[rows]) + EPSILON)
+        elif self.rule in RMSPROPS:
+            first[rows] = 0.75 * first[rows] + 0.25 * g**2
+            variance = first[rows]
+            if self.rule == updates.CENTERED_RMSPROP:
+                second[rows] = 0.75 * second[rows] + 0.25 * g
+                variance = variance - second[rows] ** 2
+            taken = 0.25 * g / np.sqrt(variance + EPSILON)
+        elif self.rule == updates.FTRL:
+            w, n = shrunk[rows], first[rows] + g**2
+            second[rows] += g + 2 * FTRL["shrinkage"] * w - (np.sqrt(n) - np.sqrt(first[rows])) / 0.25 * w
+            first[rows] = n
+            z = second[rows]
+            quadratic = np.sqrt(n) / 0.25 + 2 * (FTRL["l2"] + FTRL["beta"] / (2 * 0.25))
+            taken = w - (np.clip(z, -FTRL["l1"], FTRL["l1"]) - z) / quadratic
         else:
             squares = g**2 if self.rule == updates.ADAGRAD else (g**2).mean(axis=1, keepdims=True)
             first[rows] += squares
             taken = 0.25 * g / np.sqrt(first[rows] + EPSILON)
         after = x.copy()
         after[rows] = shrunk[rows] - taken
+        assert self.rule != updates.FTRL or not len(rows) or (np.abs(z) <= FTRL["l1"]).any()
         return after, first, second, shrunk
 
 
@@ -130,7 +162,7 @@ def test_a_step(rule, dtype, count, width):
         tolerance = TOLERANCE[dtype]
         np.testing.assert_allclose(table.x.astype(np.float64), after, rtol=tolerance, atol=10 * tolerance)
         np.testing.assert_allclose(table.first, first, rtol=max(1e-13, min(tolerance, 1e-4)), atol=1e-5)
-        np.testing.assert_allclose(table.second, second, rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(table.second, second, rtol=1e-4, atol=1e-6 * max(1.0, np.abs(second).max()))
         touched = np.unique(table.ids)
         idle = np.setdiff1d(np.arange(ROWS), touched)
         np.testing.assert_array_equal(table.stamps[idle], before[idle])
