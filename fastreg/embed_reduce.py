@@ -126,11 +126,12 @@ class EmbedReduce(Embedding):
         if not isinstance(inputs, (tf.SparseTensor, tf.RaggedTensor)):
             inputs = keras.ops.convert_to_tensor(inputs)
         if inputs.shape.rank == 1 and not isinstance(inputs, tf.SparseTensor):
+            if weights is not None:
+                weights = keras.ops.convert_to_tensor(weights)
+                _check_shapes(inputs, weights)
             rows = super().call(inputs)
             if weights is None or self.combiner != "sum":
                 return rows
-            weights = keras.ops.convert_to_tensor(weights)
-            _check_shapes(inputs, weights)
             dtype = keras.backend.result_type(rows.dtype.name, weights.dtype.name)
             return tf.cast(rows, dtype) * tf.cast(weights, dtype)[:, None]
         bags = _flattened(inputs, weights)

@@ -208,7 +208,8 @@ def test_saving(tmp_path):
     assert loaded.layers[1].combiner == "sqrtn"
     np.testing.assert_array_equal(loaded.predict(x, verbose=0), model.predict(x, verbose=0))
     model.export(tmp_path / "exported", verbose=False)
-    again = tf.saved_model.load(tmp_path / "exported").serve(tf.constant(x, tf.int32))
+    exported = tf.saved_model.load(tmp_path / "exported")
+    again = exported.serve(tf.constant(x, tf.int32))
     np.testing.assert_allclose(again, model.predict(x, verbose=0), rtol=1e-6)
 
 
