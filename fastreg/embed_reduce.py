@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import keras
 import tensorflow as tf
 
+from fastreg._bridges import support
 from fastreg._tables.table import not_converted
 from fastreg.embedding import Embedding
 
@@ -18,8 +19,10 @@ class _Bags(NamedTuple):
 
     Attributes
     ----------
-    ids, numbers : tf.Tensor of shape (n,)
-        The ids, and the number of each one's bag, in order.
+    ids : tf.Tensor of shape (n,)
+        In the order of the bags.
+    splits : tf.Tensor of shape (bags + 1,), int64
+        Bag b has the ids from `splits[b]` to before `splits[b + 1]`.
     weights : tf.Tensor of shape (n,) or None
     shape : tf.Tensor
         Of the bags: what is left of the shape of the inputs.
@@ -28,7 +31,7 @@ class _Bags(NamedTuple):
     """
 
     ids: tf.Tensor
-    numbers: tf.Tensor
+    splits: tf.Tensor
     weights: tf.Tensor | None
     shape: tf.Tensor
     static_shape: tf.TensorShape
@@ -135,12 +138,26 @@ class EmbedReduce(Embedding):
             dtype = keras.backend.result_type(rows.dtype.name, weights.dtype.name)
             return tf.cast(rows, dtype) * tf.cast(weights, dtype)[:, None]
         bags = _flattened(inputs, weights)
-        rows = super().call(bags.ids)
-        if bags.weights is None:
-            dtype = rows.dtype
-        else:
-            dtype = keras.backend.result_type(rows.dtype.name, bags.weights.dtype.name)
-        return tf.cast(_reduced(rows, bags, self.combiner), dtype)
+        dtype = self.compute_dtype
+        if bags.weights is not None:
+            dtype = keras.backend.result_type(dtype, bags.weights.dtype.name)
+        sums = self._sums_of_table(bags)
+        if sums is None:
+            rows = tf.cast(super().call(bags.ids), support.arithmetic_dtype(tf.as_dtype(dtype)))
+            sums = _summed(rows, bags)
+        divided = _divided(sums, bags, self.combiner)
+        shape = bags.static_shape.concatenate([self.output_dim])
+        reduced = tf.reshape(divided, tf.concat([bags.shape, [self.output_dim]], 0))
+        return tf.cast(tf.ensure_shape(reduced, shape), dtype)
+
+    def _sums_of_table(self, bags: _Bags) -> tf.Tensor | None:
+        """The weighted sums of bags in one pass over the ids, if the layer has a table that can do that."""
+        table = self._table()
+        if table is None:
+            return None
+        weights = tf.zeros(0) if bags.weights is None else bags.weights
+        ids = bags.ids if bags.ids.dtype in (tf.int32, tf.int64) else tf.cast(bags.ids, tf.int64)
+        return table.sum_bags(ids, bags.splits, tf.cast(weights, support.arithmetic_dtype(table.dtype)))
 
     def compute_output_shape(self, input_shape: Any, weights_shape: Any = None) -> tuple[Any, ...]:  # noqa: ARG002
         """As of `keras_rs.layers.EmbedReduce`."""
@@ -174,45 +191,55 @@ def _flattened(inputs: Any, weights: Any) -> _Bags:
             if not isinstance(weights, tf.RaggedTensor):
                 raise _other_kind(inputs, weights)
             weights = _matching(weights.flat_values, inputs.flat_values, weights.row_splits, inputs.row_splits)
-        numbers = tf.cast(inputs.value_rowids(), tf.int32)
-        return _Bags(inputs.flat_values, numbers, weights, tf.reshape(inputs.nrows(), [1]), inputs.shape[:1])
+        splits = tf.cast(inputs.row_splits, tf.int64)
+        return _Bags(inputs.flat_values, splits, weights, tf.reshape(inputs.nrows(), [1]), inputs.shape[:1])
     if isinstance(inputs, tf.SparseTensor):
         if weights is not None:
             if not isinstance(weights, tf.SparseTensor):
                 raise _other_kind(inputs, weights)
             _check_shapes(inputs, weights)
             weights = _matching(weights.values, inputs.values, weights.indices, inputs.indices)
-        shape = tf.cast(inputs.dense_shape, tf.int32)[:-1]
+        shape = inputs.dense_shape[:-1]
         strides = tf.math.cumprod(shape, exclusive=True, reverse=True)
-        numbers = tf.reduce_sum(tf.cast(inputs.indices[:, :-1], tf.int32) * strides, axis=1)
-        return _Bags(inputs.values, numbers, weights, shape, inputs.shape[:-1])
+        numbers = tf.reduce_sum(inputs.indices[:, :-1] * strides, axis=1)
+        splits = tf.searchsorted(numbers, tf.range(tf.reduce_prod(shape) + 1), out_type=tf.int64)
+        return _Bags(inputs.values, splits, weights, shape, inputs.shape[:-1])
     if weights is not None:
         if isinstance(weights, (tf.RaggedTensor, tf.SparseTensor)):
             raise _other_kind(inputs, weights)
         weights = keras.ops.convert_to_tensor(weights)
         _check_shapes(inputs, weights)
         weights = tf.reshape(weights, [-1])
-    shape = tf.shape(inputs)
-    numbers = tf.repeat(tf.range(tf.reduce_prod(shape[:-1])), shape[-1])
-    return _Bags(tf.reshape(inputs, [-1]), numbers, weights, shape[:-1], inputs.shape[:-1])
+    shape = tf.shape(inputs, tf.int64)
+    splits = tf.range(tf.reduce_prod(shape[:-1]) + 1) * shape[-1]
+    return _Bags(tf.reshape(inputs, [-1]), splits, weights, shape[:-1], inputs.shape[:-1])
 
 
-def _reduced(rows: tf.Tensor, bags: _Bags, combiner: str) -> tf.Tensor:
-    """Rows of bags, reduced, of shape `(*bags.shape, width)`, in at least float32."""
-    count = tf.reduce_prod(bags.shape)
-    dtype = tf.float64 if rows.dtype == tf.float64 else tf.float32
-    rows = tf.cast(rows, dtype)
-    weights = tf.ones(tf.shape(bags.numbers), dtype) if bags.weights is None else tf.cast(bags.weights, dtype)
+def _summed(rows: tf.Tensor, bags: _Bags) -> tf.Tensor:
+    """Sums of the rows of bags, times their weights."""
     if bags.weights is not None:
-        rows *= weights[:, None]
-    total = tf.math.unsorted_segment_sum(rows, bags.numbers, count)
-    if combiner != "sum":
-        squares = tf.square(weights) if combiner == "sqrtn" else weights
-        divisor = tf.math.unsorted_segment_sum(squares, bags.numbers, count)
-        divisor = tf.sqrt(divisor) if combiner == "sqrtn" else divisor
-        total = tf.math.divide_no_nan(total, divisor[:, None])
-    total = tf.reshape(total, tf.concat([bags.shape, [rows.shape[1]]], 0))
-    return tf.ensure_shape(total, bags.static_shape.concatenate(rows.shape[1:]))
+        rows *= tf.cast(bags.weights, rows.dtype)[:, None]
+    return tf.math.unsorted_segment_sum(rows, _numbers(bags), tf.size(bags.splits) - 1)
+
+
+def _divided(sums: tf.Tensor, bags: _Bags, combiner: str) -> tf.Tensor:
+    """The sums of bags as the combiner reduces these."""
+    if combiner == "sum":
+        return sums
+    if bags.weights is None:
+        divisor = tf.cast(bags.splits[1:] - bags.splits[:-1], sums.dtype)
+    else:
+        weights = tf.cast(bags.weights, sums.dtype)
+        terms = tf.square(weights) if combiner == "sqrtn" else weights
+        divisor = tf.math.unsorted_segment_sum(terms, _numbers(bags), tf.size(bags.splits) - 1)
+    if combiner == "sqrtn":
+        divisor = tf.sqrt(divisor)
+    return tf.math.divide_no_nan(sums, divisor[:, None])
+
+
+def _numbers(bags: _Bags) -> tf.Tensor:
+    """The number of each id's bag: by search, since XLA cannot repeat by numbers that are known at run time only."""
+    return tf.searchsorted(bags.splits[1:], tf.range(tf.size(bags.ids, tf.int64)), side="right")
 
 
 def _matching(weights: tf.Tensor, ids: tf.Tensor, of_weights: tf.Tensor, of_ids: tf.Tensor) -> tf.Tensor:

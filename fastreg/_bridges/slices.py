@@ -10,7 +10,7 @@ zero, for TensorFlow's sums over segments leave negative indices out.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -20,9 +20,26 @@ from fastreg._bridges import support
 INDEX = -1
 """Of the slice that carries the penalty's upstream gradient: that of no row."""
 
-_ROWS, _WEIGHT = "_fastreg_rows", "_fastreg_weight"
+_ROWS, _WEIGHT, _BAGS = "_fastreg_rows", "_fastreg_weight", "_fastreg_bags"
 """Attributes of tensors of a graph: of indices that are those of rows alone; of a row that carries a weight, and of its
-index."""
+index; of rows that are those of bags."""
+
+
+class Bags(NamedTuple):
+    """Where the rows of a gradient are from: each bag of ids has one, which counts for each id with its weight.
+
+    Attributes
+    ----------
+    gradient : tf.Tensor of shape (bags, width)
+        In the dtype of the arithmetic.
+    splits : tf.Tensor of shape (bags + 1,), int64
+        Bag b has the ids from `splits[b]` to before `splits[b + 1]`.
+    weights : tf.Tensor of shape (n,), or (0,) for ones
+    """
+
+    gradient: tf.Tensor
+    splits: tf.Tensor
+    weights: tf.Tensor
 
 
 def of_lookup(upstream: tf.Tensor, ids: tf.Tensor, shape: list[int]) -> tf.IndexedSlices:
@@ -30,6 +47,19 @@ def of_lookup(upstream: tf.Tensor, ids: tf.Tensor, shape: list[int]) -> tf.Index
     if tf.is_symbolic_tensor(ids):
         setattr(ids, _ROWS, True)
     return tf.IndexedSlices(upstream, ids, tf.constant(shape))
+
+
+def of_bags(
+    upstream: tf.Tensor, ids: tf.Tensor, splits: tf.Tensor, weights: tf.Tensor, table: tf.Tensor
+) -> tf.IndexedSlices:
+    """The gradient of sums of bags with respect to a table: rows, which in a graph nobody computes who asks `split`."""
+    values = tf.repeat(upstream, splits[1:] - splits[:-1], axis=0)
+    if weights.shape != [0]:
+        values *= weights[:, None]
+    values = tf.cast(values, table.dtype)
+    if tf.is_symbolic_tensor(values):
+        setattr(values, _BAGS, Bags(upstream, splits, weights))
+    return of_lookup(values, ids, table.shape.as_list())
 
 
 def of_all(upstream: tf.Tensor) -> tf.IndexedSlices:
@@ -58,9 +88,9 @@ def beyond_rows(row: tf.Tensor, shape: Any) -> tf.IndexedSlices:
     return tf.IndexedSlices(row, indices, tf.convert_to_tensor(shape))
 
 
-def split(gradient: tf.IndexedSlices) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor | None]:
-    """Take a gradient apart: values and ids of the rows looked up, and the weight of the penalty in the loss, a scalar
-    of float64, or None if the loss is known not to contain it.
+def split(gradient: tf.IndexedSlices) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor | None, Bags | None]:
+    """Take a gradient apart: values and ids of the rows looked up; the weight of the penalty in the loss, a scalar of
+    float64, or None if the loss is known not to contain it; and the bags that the values are from, where that is known.
 
     In a graph the parts are the inputs of the concatenation, if nothing was done to it, which then nobody computes.
     """
@@ -75,12 +105,13 @@ def split(gradient: tf.IndexedSlices) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor |
             values, indices, weight = _partitioned(values, indices)
             rows.append((values, indices))
             weights += [] if weight is None else [weight]
+    bags = getattr(rows[0][0], _BAGS, None) if len(rows) == 1 else None
     if not weights:
-        return gradient.values, gradient.indices, None
+        return gradient.values, gradient.indices, None, bags
     if not rows:
         rows.append((gradient.values[:0], gradient.indices[:0]))
     values, indices = (parts[0] if len(parts) == 1 else tf.concat(parts, 0) for parts in zip(*rows, strict=True))
-    return values, indices, weights[0] if len(weights) == 1 else tf.add_n(weights)
+    return values, indices, weights[0] if len(weights) == 1 else tf.add_n(weights), bags
 
 
 def _partitioned(values: tf.Tensor, indices: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor | None]:

@@ -25,15 +25,25 @@ def weights(variable: Any) -> tf.Tensor:
     return plain.weights(variable, functools.partial(_run, plain.true_rows))
 
 
-def update(variable: Any, ids: tf.Tensor, gradient: tf.Tensor, step: Any, factors: tf.Tensor) -> None:
+def update(variable: Any, gradient: Any, step: Any, factors: tf.Tensor) -> None:
     """See `TableVariable.update`."""
 
     def of_tensors(variable: Any, ids: tf.Tensor, gradient: tf.Tensor, factors: tf.Tensor, *tensors: tf.Tensor) -> None:
         rate, scale, number = tensors
-        plain.update(variable, ids, gradient, step._replace(rate=rate, scale=scale, number=number), factors)
+        plain.update_rows(variable, ids, gradient, step._replace(rate=rate, scale=scale, number=number), factors)
 
     key = (step.rule, step.settings, tuple(map(id, step.slots)))
-    _run(of_tensors, variable, ids, gradient, factors, step.rate, step.scale, step.number, key=key)
+    _run(
+        of_tensors,
+        variable,
+        gradient.ids,
+        gradient.values,
+        factors,
+        step.rate,
+        step.scale,
+        step.number,
+        key=key,
+    )
 
 
 def flush(variable: Any) -> None:

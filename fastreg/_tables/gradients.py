@@ -26,12 +26,15 @@ class TableGradient(NamedTuple):
     weight : tf.Tensor or None
         Of the penalty in the loss, a scalar of float64, to be multiplied by nothing; None if the loss is known not to
         contain the penalty.
+    bags : slices.Bags or None
+        What the values are from, where that is known: enough for an update.
     """
 
     values: tf.Tensor
     ids: tf.Tensor
     scale: tf.Tensor | float
     weight: tf.Tensor | None
+    bags: slices.Bags | None = None
 
     def scaled(self, factor: tf.Tensor) -> TableGradient:
         """The gradient of the loss times a scalar."""
@@ -42,7 +45,7 @@ class TableGradient(NamedTuple):
         """The same with every row once, and multiplied."""
         values, ids = table.sum_duplicates(self.values, self.ids)
         values *= tf.cast(self.scale, values.dtype)
-        return self._replace(values=values, ids=ids, scale=1.0)
+        return self._replace(values=values, ids=ids, scale=1.0, bags=None)
 
     def clipped(self, optimizer: keras.optimizers.Optimizer) -> TableGradient:
         """Clipped as the optimizer clips the gradient of one variable, by `clipnorm` or `clipvalue`: the rows, which
@@ -71,8 +74,8 @@ def of_variable(gradient: Any, variable: Any) -> Any:
             "is the layer to use. Of gradients that were added up by hand, tf.IndexedSlices(total, tf.range(rows)) is "
             "one without the penalty."
         )
-    values, ids, weight = slices.split(gradient)
-    return TableGradient(tf.cast(values, support.arithmetic_dtype(values.dtype)), ids, 1.0, weight)
+    values, ids, weight, bags = slices.split(gradient)
+    return TableGradient(tf.cast(values, support.arithmetic_dtype(values.dtype)), ids, 1.0, weight, bags)
 
 
 def all_finite(gradients: Sequence[Any]) -> tf.Tensor:

@@ -19,23 +19,36 @@ def lookup(variable: Any, ids: tf.Tensor) -> tf.Tensor:
     return table_ops.LOOKUP(*_table(variable), ids, **{NAME: variable.path})
 
 
-def update(variable: Any, ids: tf.Tensor, gradient: tf.Tensor, step: Any, factors: tf.Tensor) -> None:
+def sum_bags(variable: Any, ids: tf.Tensor, splits: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
+    """See `TableVariable.sum_bags`."""
+    table_ops.SUM_BAGS.prepare(variable.dtype, ids.dtype)
+    sums = table_ops.SUM_BAGS(*_table(variable), ids, splits, weights, **{NAME: variable.path})
+    if not tf.executing_eagerly():
+        sums.set_shape([None if splits.shape[0] is None else splits.shape[0] - 1, variable.shape[1]])
+    return sums
+
+
+def update(variable: Any, gradient: Any, step: Any, factors: tf.Tensor) -> None:
     """See `TableVariable.update`."""
-    table_ops.UPDATE.prepare(variable.dtype, ids.dtype, step.rule)
-    absent = (variable.handle, tf.zeros(0, gradient.dtype))
+    table_ops.UPDATE.prepare(variable.dtype, gradient.ids.dtype, step.rule)
+    none = tf.zeros(0, gradient.values.dtype)
+    absent = (variable.handle, none)
+    values, splits, weights = gradient.bags or (gradient.values, tf.zeros(0, tf.int64), none)
     slots = [memory(slot.value) for slot in step.slots]
     slots += [absent] * (2 - len(slots))
     table_ops.UPDATE(
         *_table(variable),
         *slots[0],
         *slots[1],
-        ids,
-        gradient,
+        gradient.ids,
+        values,
         step.rate,
         step.scale,
         factors,
         tf.constant(step.settings, tf.float64),
         step.number,
+        splits,
+        weights,
         **{VARIANT: VARIANTS[step.rule], NAME: variable.path},
     )
 

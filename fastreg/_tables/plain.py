@@ -74,8 +74,13 @@ def weights(variable: Any, run: Callable[..., Any] | None = None) -> tf.Tensor:
     return through(variable.handle)
 
 
-def update(variable: Any, ids: tf.Tensor, gradient: tf.Tensor, step: Any, factors: tf.Tensor) -> None:
+def update(variable: Any, gradient: Any, step: Any, factors: tf.Tensor) -> None:
     """See `TableVariable.update`."""
+    update_rows(variable, gradient.ids, gradient.values, step, factors)
+
+
+def update_rows(variable: Any, ids: tf.Tensor, gradient: tf.Tensor, step: Any, factors: tf.Tensor) -> None:
+    """The same, of tensors."""
     numbers = _numbers(variable)
     scale, threshold = 1.0 - 2.0 * step.rate * factors[1], step.rate * factors[0]
     if step.is_implicit:

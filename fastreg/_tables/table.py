@@ -169,6 +169,12 @@ class LazyTable(keras.Variable):  # type: ignore[misc]
             rows.set_shape(ids.shape.concatenate([self._shape[1]]))
         return tf.cast(rows, dtype)
 
+    def sum_bags(self, ids: tf.Tensor, splits: tf.Tensor, weights: tf.Tensor) -> tf.Tensor | None:
+        """See `TableVariable.sum_bags`."""
+        if self._value is None or in_stateless_scope():
+            return None
+        return self._value.sum_bags(ids, splits, weights)
+
     @not_converted
     def update(self, gradient: Any, step: Any) -> None:
         """One training step: see `TableVariable.update`. It shrinks by as much as the loss weights the penalty.
@@ -182,7 +188,7 @@ class LazyTable(keras.Variable):  # type: ignore[misc]
         factors = tf.zeros(2, tf.float64) if weight is None else self.factors().vector() * weight
         if step.decay:  # as of an l2 of half of it
             factors += tf.constant([0.0, step.decay / 2.0], tf.float64)
-        self._value.update(gradient.ids, gradient.values, step, factors)
+        self._value.update(gradient, step, factors)
 
     def warn_of_missing_penalty(self) -> None:
         """Say that the loss does not contain the penalty, and what follows; the first time, if there is one."""

@@ -100,15 +100,32 @@ class TableVariable(OwnVariable):
         with self._in_use():
             return self._way().lookup(self, ids)
 
-    def update(self, ids: tf.Tensor, gradient: tf.Tensor, step: Any, factors: tf.Tensor) -> None:
+    def sum_bags(self, ids: tf.Tensor, splits: tf.Tensor, weights: tf.Tensor) -> tf.Tensor | None:
+        """Sums of the true rows of bags of ids, times their weights, in one pass, or None where that cannot be had.
+
+        Parameters
+        ----------
+        ids, splits, weights
+            See `slices.Bags`; the weights are in the dtype of the arithmetic, which is that of the sums.
+
+        Raises
+        ------
+        tf.errors.InvalidArgumentError
+            As for `lookup`.
+        """
+        variable_accessed(self)
+        if saving.is_saving() or self._way() is not native:
+            return None
+        with self._in_use():
+            return native.sum_bags(self, ids, splits, weights)
+
+    def update(self, gradient: Any, step: Any, factors: tf.Tensor) -> None:
         """Shrink all rows by one step's penalty, and update some by an optimizer's rule.
 
         Parameters
         ----------
-        ids : tf.Tensor of shape (n,)
-            Rows to update; those that occur several times have the sum of their gradients.
-        gradient : tf.Tensor of shape (n, width)
-            In the dtype of the arithmetic.
+        gradient : gradients.TableGradient
+            Of the rows to update; those that occur several times have the sum of their gradients.
         step : rules.Step
             What the optimizer does in this step.
         factors : tf.Tensor of shape (2,), float64
@@ -122,7 +139,7 @@ class TableVariable(OwnVariable):
         way = self._way(step.rule)
         self._may_have_faults |= way is clusters or support.in_xla()
         with self._in_use():
-            way.update(self, ids, gradient, step, factors)
+            way.update(self, gradient, step, factors)
 
     def flush(self) -> None:
         """Write the true weights of all rows; nothing to do if they are there already."""

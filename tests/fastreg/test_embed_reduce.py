@@ -131,26 +131,66 @@ def model_of(layer, kind="dense"):
     return keras.Model(ids, keras.layers.Dense(1)(layer(ids)))
 
 
-@pytest.mark.parametrize("scope", ["table", "batch", "occurrences"])
-@pytest.mark.parametrize("mode", ["graph", "eager", "xla"])
+MODES = [
+    *((mode, scope) for mode in ("graph", "eager", "xla") for scope in ("table", "batch", "occurrences")),
+    *((mode, "table") for mode in ("clipped", "scaled", "called twice", "mixed_bfloat16")),
+]
+
+
+@pytest.mark.parametrize(("mode", "scope"), MODES)
 def test_training_against_the_plain_layer(mode, scope):
     """An embedding whose rows are reduced by Keras's ops, of the same regularisation."""
+    if mode == "mixed_bfloat16":
+        keras.config.set_dtype_policy(mode)
     generator = np.random.default_rng(2)
-    x, y = generator.integers(0, ROWS, (48, 6)), generator.normal(size=(48, 1)).astype("float32")
+    x, y = generator.integers(0, ROWS - 1, (48, 6)), generator.normal(size=(48, 1)).astype("float32")
     found = []
     for reduces in (True, False):
         keras.utils.set_random_seed(3)
         cls = fastreg.EmbedReduce if reduces else fastreg.Embedding
         layer = cls(ROWS, WIDTH, embeddings_regularizer=fastreg.L1L2(1e-3, 0.01), scope=scope)
         ids = keras.Input((6,), dtype="int32")
-        pooled = layer(ids) if reduces else keras.layers.GlobalAveragePooling1D()(layer(ids))
+        mean = layer if reduces else lambda ids, layer=layer: keras.layers.GlobalAveragePooling1D()(layer(ids))
+        pooled = mean(ids) + mean(ids + 1) if mode == "called twice" else mean(ids)
         model = keras.Model(ids, keras.layers.Dense(1)(pooled))
-        optimizer = LazyRegularization(keras.optimizers.Adagrad(0.1)) if scope == "table" else "sgd"
+        inner = keras.optimizers.Adagrad(0.1, global_clipnorm=0.1 if mode == "clipped" else None)
+        inner = keras.optimizers.LossScaleOptimizer(inner) if mode == "scaled" else inner
+        optimizer = LazyRegularization(inner) if scope == "table" else "sgd"
         model.compile(optimizer, "mse", run_eagerly=mode == "eager", jit_compile=mode == "xla")
         losses = model.fit(x, y, batch_size=8, epochs=2, shuffle=False, verbose=0).history["loss"]
         found.append([*model.get_weights(), np.array(losses), np.array(model.evaluate(x, y, verbose=0))])
     for ours, theirs in zip(*found, strict=True):
-        np.testing.assert_allclose(ours, theirs, rtol=0, atol=3e-6 * np.abs(theirs).max())
+        tolerance = 0.02 if mode == "mixed_bfloat16" else 3e-6
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=tolerance * np.abs(theirs).max())
+
+
+def test_rows_of_bags_are_nowhere_in_a_step():
+    """The lookup gives one row for each bag, and the update takes one for each."""
+    layer = fastreg.EmbedReduce(ROWS, WIDTH, embeddings_regularizer=fastreg.L2(0.01), combiner="sqrtn")
+    model, optimizer = model_of(layer), LazyRegularization("sgd")
+
+    @tf.function
+    def step(x, weights):
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(layer(x, weights)) + sum(model.losses)
+        optimizer.apply(tape.gradient(loss, [layer.embeddings]), [layer.embeddings])
+
+    graph = step.get_concrete_function(tf.TensorSpec((7, 3), tf.int32), tf.TensorSpec((7, 3))).graph
+    ops = {op.type: op for op in graph.get_operations() if op.type.startswith("Fastreg")}
+    assert "FastregLookup" not in ops
+    update = ops["FastregUpdate"]
+    gradient = dict(zip((arg.name for arg in update.op_def.input_arg), update.inputs, strict=True))["gradient"]
+    assert gradient.shape == ops["FastregSumBags"].outputs[0].shape == (7, WIDTH)
+    assert all("Repeat" not in source.op.type for source in gradient.op.inputs)
+
+
+def test_splits_that_are_none():
+    """As of a ragged tensor that was not validated."""
+    layer = fastreg.EmbedReduce(ROWS, WIDTH, embeddings_regularizer=fastreg.L2(0.01))
+    for splits in ([0, 3, 1, 2], [1, 2], [0, 5]):
+        ids = tf.RaggedTensor.from_row_splits(tf.constant([1, 2]), tf.constant(splits, tf.int64), validate=False)
+        with pytest.raises(tf.errors.InvalidArgumentError, match="Invalid splits of bags"):
+            layer(ids)
 
 
 @pytest.mark.parametrize("kind", ["ragged", "sparse"])

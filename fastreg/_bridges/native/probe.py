@@ -118,6 +118,8 @@ def _update(dtype: tf.DType, rule: int) -> None:
         *(tf.constant(number, tf.float64) for number in (0.25, 1.0, [0.0, 1.0])),
         tf.constant([0.9, 0.999, 1e-7, 0.0, 0.0], tf.float64),
         tf.constant(0, tf.int64),
+        tf.zeros(0, tf.int64),
+        tf.zeros(0, arithmetic),
         **{VARIANT: VARIANTS[rule], NAME: "probe"},
     )
     step = 0.25 * np.sqrt(1 - 0.999) / (1 - 0.9) * 0.9 / (np.sqrt(0.999) + 1e-7)

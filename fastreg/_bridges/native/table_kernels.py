@@ -17,7 +17,7 @@ from fastreg_kernels.cpu import rows, tables, updates
 from fastreg_kernels.cpu.jit import inner
 from numba import carray
 
-from fastreg._bridges import counters
+from fastreg._bridges import counters, support
 from fastreg._bridges.native import capi, messages
 from fastreg._bridges.native.compiler import callback
 from fastreg._bridges.native.penalty_kernels import COMPUTE, weighted
@@ -202,6 +202,64 @@ def lookup(dtype: tf.DType, ids_dtype: tf.DType) -> Any:
     return callback(COMPUTE)(compute)
 
 
+_BAD_SPLITS = messages.literal(
+    "splits of bags: expected 0 first, the number of ids last, and none that is less than the one before"
+)
+
+
+@inner
+def _are_splits(splits, count, status):
+    """Whether bags have all ids, each once and in order."""
+    valid = splits.size > 0 and splits[0] == 0 and splits[splits.size - 1] == count
+    for bag in range(splits.size - 1):
+        valid = valid and splits[bag] <= splits[bag + 1]
+    if not valid:
+        message = messages.message()
+        messages.add_text(message, _BAD_SPLITS)
+        messages.fail(status, message)
+    return valid
+
+
+def sum_bags(dtype: tf.DType, ids_dtype: tf.DType) -> Any:
+    """`sums = FastregSumBags(table…, ids, splits, weights)`: of the true rows, in the dtype of the arithmetic."""
+    stored, arithmetic, _ = kind(dtype)
+    ids_kind = np.dtype(ids_dtype.as_numpy_dtype).type
+    number, size = kind(support.arithmetic_dtype(dtype)).number, support.arithmetic_dtype(dtype).size
+
+    def compute(kernel, context):
+        status = capi.NewStatus()
+        table, height, width, data, stamps, state = _open(context, status)
+        ids_handle, splits_handle = _behind(context, 0, status), _behind(context, 1, status)
+        weights_handle = _behind(context, 2, status)
+        count = capi.Dim(ids_handle, 0)
+        sums_handle = np.uintp(0)
+        try:
+            x = carray(data, height * width, stored)
+            ids = carray(capi.TensorData(ids_handle), count, ids_kind)
+            splits = carray(capi.TensorData(splits_handle), capi.TensorElementCount(splits_handle), np.int64)
+            weights = carray(capi.TensorData(weights_handle), capi.TensorElementCount(weights_handle), arithmetic)
+            if _are_splits(splits, count, status) and _are_in_range(ids, height, kernel, status):
+                bags = splits.size - 1
+                shape = np.ones(3, np.int64)
+                shape[0], shape[1] = bags, width
+                sums_handle = output(context, 0, number, shape, bags * width * size, status)
+                if sums_handle != 0:
+                    out = carray(capi.TensorData(sums_handle), bags * width, arithmetic)
+                    _lock(_mutex(data))
+                    rows.sum_bags(x, stamps, ids, splits, weights, state[PRODUCT], state[TOTAL], out, width)
+                    _unlock(_mutex(data))
+                    counters.count_kernel_call()
+        except Exception:
+            no_memory(status)
+        discard(sums_handle)
+        _close(table)
+        for handle in (ids_handle, splits_handle, weights_handle):
+            capi.DeleteTensor(handle)
+        finish(context, status)
+
+    return callback(COMPUTE)(compute)
+
+
 _TOO_LARGE = messages.literal(
     "Invalid value for learning_rate * l2: expected 2 * learning_rate * l2 < 1. Received: learning_rate="
 )
@@ -209,9 +267,10 @@ _L2, _IMPLICIT = messages.literal(", l2="), messages.literal(". LazyRegularizati
 
 
 def update(dtype: tf.DType, ids_dtype: tf.DType, rule: int) -> Any:
-    """`FastregUpdate(table…, stamps…, slot_0…, slot_1…, ids, gradient, rate, scale, factors, settings, step)`.
+    """`FastregUpdate(table…, slot_0…, slot_1…, ids, gradient, rate, scale, factors, settings, step, splits, weights)`.
 
-    Shrinks all rows by one step's penalty, as far as it is kept in mind of them, and updates those of the ids.
+    Shrinks all rows by one step's penalty, as far as it is kept in mind of them, and updates those of the ids. With
+    splits the gradient is that of bags of ids.
     """
     stored, arithmetic, _ = kind(dtype)
     ids_kind = np.dtype(ids_dtype.as_numpy_dtype).type
@@ -224,12 +283,15 @@ def update(dtype: tf.DType, ids_dtype: tf.DType, rule: int) -> Any:
         rate_handle, scale_handle = _behind(context, 6, status), _behind(context, 7, status)
         factors_handle, settings_handle = _behind(context, 8, status), _behind(context, 9, status)
         step_handle = _behind(context, 10, status)
+        splits_handle, weights_handle = _behind(context, 11, status), _behind(context, 12, status)
         count = capi.Dim(ids_handle, 0)
         x = carray(data, height * width, stored)
         first = carray(capi.TensorData(first_handle), capi.TensorElementCount(first_handle), arithmetic)
         second = carray(capi.TensorData(second_handle), capi.TensorElementCount(second_handle), arithmetic)
         ids = carray(capi.TensorData(ids_handle), count, ids_kind)
-        gradient = carray(capi.TensorData(gradient_handle), count * width, arithmetic)
+        gradient = carray(capi.TensorData(gradient_handle), capi.TensorElementCount(gradient_handle), arithmetic)
+        splits = carray(capi.TensorData(splits_handle), capi.TensorElementCount(splits_handle), np.int64)
+        weights = carray(capi.TensorData(weights_handle), capi.TensorElementCount(weights_handle), arithmetic)
         rate = carray(capi.TensorData(rate_handle), 1, np.float64)[0]
         scale = carray(capi.TensorData(scale_handle), 1, np.float64)[0]
         factors = carray(capi.TensorData(factors_handle), 2, np.float64)
@@ -250,11 +312,16 @@ def update(dtype: tf.DType, ids_dtype: tf.DType, rule: int) -> Any:
                 messages.add_name(message, kernel)
                 messages.add_text(message, _IMPLICIT)
                 messages.fail(status, message)
-            elif _are_in_range(ids, height, kernel, status):
+            elif (splits.size == 0 or _are_splits(splits, count, status)) and _are_in_range(
+                ids, height, kernel, status
+            ):
                 # All memory before anything is written, so that without it nothing is done.
                 unique, positions = np.empty(count, ids_kind), np.empty(count, np.int32)
                 where = updates.distinct(ids, np.full(updates.slots(count), -1, np.int32), unique, positions)
-                sums = updates.summed(gradient, positions, where.size, scale, width)
+                if splits.size:
+                    sums = updates.summed_of_bags(gradient, splits, weights, positions, where.size, scale, width)
+                else:
+                    sums = updates.summed(gradient, positions, where.size, scale, width)
                 changes, of = np.empty((rows.groups(where.size), rows.CHANGES)), np.empty(0, arithmetic)
                 _lock(_mutex(data))
                 is_measured = state[AGE] < OLD
@@ -284,6 +351,8 @@ def update(dtype: tf.DType, ids_dtype: tf.DType, rule: int) -> Any:
             factors_handle,
             settings_handle,
             step_handle,
+            splits_handle,
+            weights_handle,
         ):
             capi.DeleteTensor(handle)
         finish(context, status)

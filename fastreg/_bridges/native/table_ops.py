@@ -29,6 +29,18 @@ LOOKUP = Op(
     create=messages.keep_name,
     delete=messages.give_name_back,
 )
+SUM_BAGS = Op(
+    "FastregSumBags",
+    (*_TABLE, "ids: I", "splits: int64", "weights: A"),
+    ("sums: A",),
+    shapes.unknown,
+    kernels.sum_bags,
+    attributes=(FLOATS, _IDS, _ARITHMETIC, _NAME),
+    types=("T", "I"),
+    stateful=True,
+    create=messages.keep_name,
+    delete=messages.give_name_back,
+)
 UPDATE = Op(
     "FastregUpdate",
     (
@@ -44,6 +56,8 @@ UPDATE = Op(
         "factors: double",
         "settings: double",
         "step: int64",
+        "splits: int64",
+        "weights: A",
     ),
     (),
     shapes.nothing,
@@ -91,7 +105,7 @@ SUM_DUPLICATES = Op(
     attributes=(_ARITHMETIC, _IDS),
     types=("A", "I"),
 )
-OPS = (LOOKUP, UPDATE, FLUSH, WEIGHTS, PENALTY, COUNT_ZEROS, SUM_DUPLICATES)
+OPS = (LOOKUP, SUM_BAGS, UPDATE, FLUSH, WEIGHTS, PENALTY, COUNT_ZEROS, SUM_DUPLICATES)
 
 
 def memory(variable: tf.Variable) -> tuple[tf.Tensor, tf.Tensor]:
@@ -117,6 +131,21 @@ def shared(variable: tf.Variable) -> tf.Tensor:
 def _gradient_of_lookup(op: Any, upstream: tf.Tensor) -> Any:
     """Rows of the table: with respect to the resource, as of TensorFlow's own lookup."""
     return slices.of_lookup(upstream, op.inputs[5], op.inputs[1].shape.as_list()), None, None, None, None, None
+
+
+@SUM_BAGS.gradient
+def _gradient_of_sum_bags(op: Any, upstream: tf.Tensor) -> Any:
+    """Rows of the table, from those of the bags; and of the weights, if there are any."""
+    *table, ids, splits, weights = op.inputs
+    gradient = slices.of_bags(upstream, ids, splits, weights, table[1])
+    of_weights = tf.zeros_like(weights)
+    if weights.shape != [0]:
+        LOOKUP.prepare(table[1].dtype, ids.dtype)
+        with record.stop_recording():
+            rows = LOOKUP(*table, ids, **{messages.NAME: op.get_attr(messages.NAME)})
+        of_bags = tf.repeat(upstream, splits[1:] - splits[:-1], axis=0)
+        of_weights = tf.reduce_sum(tf.cast(rows, upstream.dtype) * of_bags, axis=1)
+    return gradient, None, None, None, None, None, None, of_weights
 
 
 @PENALTY.gradient

@@ -253,6 +253,46 @@ def true_row(row, x, stamps, product, total_threshold, out, target, kind, width)
         store_first(out, target + tail, rest, width - tail)
 
 
+@inner
+def sum_bags(x, stamps, ids, splits, weights, product, total_threshold, out, width):
+    """Write the sum of the true rows of each bag of ids, times their weights, to `out`, in whose dtype it is computed.
+
+    Bag b has the ids from `splits[b]` to before `splits[b + 1]`; without weights these are ones. The rows themselves
+    are written nowhere.
+    """
+    _share_sum_bags(
+        splits.size - 1, ids.size * width, (x, stamps, ids, splits, weights, product, total_threshold, out, width)
+    )
+
+
+@inner
+def _sum_bags(first, last, x, stamps, ids, splits, weights, product, total_threshold, out, width):
+    kind = out.dtype.type
+    for bag in range(first, last):
+        target = bag * width
+        for column in range(width):
+            out[target + column] = kind(0)
+        for i in range(splits[bag], splits[bag + 1]):
+            if i + _AHEAD < splits[last]:
+                _prefetch(x, stamps, ids[i + _AHEAD], width)
+            row = ids[i]
+            start = row * width
+            scale = kind(product / stamps[row, 0])
+            threshold = kind(product * (total_threshold - stamps[row, 1]))
+            weight = weights[i] if weights.size else kind(1)
+            for column in range(0, width, LANES):
+                if column + LANES <= width:
+                    v = weight * in_order(x, shrunk(load(x, start + column), scale, threshold))
+                    store(out, target + column, load(out, target + column) + v)
+                else:
+                    count = width - column
+                    v = weight * in_order(x, shrunk(load_first(x, start + column, count), scale, threshold))
+                    store_first(out, target + column, load_first(out, target + column, count) + v, count)
+
+
+_share_sum_bags = sharing(_sum_bags)
+
+
 @jit
 def _sum_duplicates(values, positions, out, width):
     # Threads share the columns, not the rows: each position is then one thread's, however uneven positions are.

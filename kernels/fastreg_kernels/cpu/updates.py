@@ -70,11 +70,27 @@ def summed(values, positions, count, scale, width):
     """The sums of the rows of `values` that have the same position, times a scale, as an array of `count` rows."""
     sums = np.zeros(count * width, values.dtype)
     _share_sum_range(count, values.size, (values, positions, sums, width))
+    _multiply(sums, scale)
+    return sums
+
+
+@inner
+def summed_of_bags(values, splits, weights, positions, count, scale, width):
+    """The same where each row of `values` is that of a bag of positions, and counts for each with its weight; see
+    `rows.sum_bags`.
+    """
+    sums = np.zeros(count * width, values.dtype)
+    _share_sum_bags_range(count, positions.size * width, (values, splits, weights, positions, sums, width))
+    _multiply(sums, scale)
+    return sums
+
+
+@inner
+def _multiply(sums, scale):
     if scale != 1.0:
-        factor = values.dtype.type(scale)
+        factor = sums.dtype.type(scale)
         for i in range(sums.size):
             sums[i] *= factor
-    return sums
 
 
 @inner
@@ -90,6 +106,23 @@ def _sum_range(first, last, values, positions, sums, width):
 
 
 _share_sum_range = launch.sharing(_sum_range)
+
+
+@inner
+def _sum_bags_range(first, last, values, splits, weights, positions, sums, width):
+    for bag in range(splits.size - 1):
+        source = bag * width
+        for i in range(splits[bag], splits[bag + 1]):
+            if first <= positions[i] < last:
+                target = positions[i] * width
+                weight = weights[i] if weights.size else values.dtype.type(1)
+                for column in range(0, width, LANES):
+                    count = min(LANES, width - column)
+                    added = weight * _get(values, source + column, count)
+                    _put(sums, target + column, _get(sums, target + column, count) + added, count)
+
+
+_share_sum_bags_range = launch.sharing(_sum_bags_range)
 
 
 @inner
