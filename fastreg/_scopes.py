@@ -23,6 +23,9 @@ def look_up(
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """Rows of a table, and their penalty.
 
+    The table's gradient has the sum of each row once, or beside zeros: Keras's optimizers square slices one by one, so
+    that Adam and Adagrad would take another step if the gradients of a row came apart.
+
     Parameters
     ----------
     ids : tensor
@@ -41,24 +44,25 @@ def look_up(
     penalty : tensor
         A scalar of their dtype.
     """
-    if scope == "occurrences":
+    if support.in_xla():  # which has no shape for as many rows as there are distinct ids: others are zeros
+        positions = first_occurrences(ids)
+        is_first = positions == tf.range(tf.size(ids))
         rows = gather(ids)
-        return rows, penalty(rows)
-    if support.in_xla():  # which has no shape for as many rows as there are distinct ids
-        rows = gather(ids)
-        return rows, penalty(tf.where(first_occurrences(ids)[:, None], rows, tf.zeros((), rows.dtype)))
-    distinct, positions = tf.unique(ids)
-    rows = gather(distinct)
-    return tf.gather(rows, positions), penalty(rows)
+        rows = tf.where(is_first[:, None], rows, tf.zeros((), rows.dtype))
+    else:
+        distinct, positions = tf.unique(ids)
+        rows = gather(distinct)
+    each = tf.gather(rows, positions)
+    return each, penalty(rows if scope == "batch" else each)
 
 
 def first_occurrences(ids: tf.Tensor) -> tf.Tensor:
-    """Which elements of a vector of integers have not occurred before it.
+    """Where each element of a vector of integers occurs first: positions, of int32.
 
     By hashing, for XLA takes ten times as long to sort 40,000 ids on a processor. In each round every id that is left
-    goes to one of four times as many buckets, whose first element finds that it is the first of its id; what has this
-    id is done with, what only met in its bucket tries the next round, with another hash. Rounds end, since each bucket
-    in use settles an id.
+    goes to one of four times as many buckets, whose first element is the first of its id; what has this id is done
+    with, what only met it in the bucket tries the next round, with another hash. Rounds end, since each bucket in use
+    settles an id.
     """
     size = tf.size(ids)
     buckets = 4 * size + 1
@@ -71,13 +75,13 @@ def first_occurrences(ids: tf.Tensor) -> tf.Tensor:
         bucket = tf.where(left, bucket, buckets)  # one more, for what is done with
         least = tf.tensor_scatter_nd_min(tf.fill([buckets + 1], size), bucket[:, None], positions)
         winner = tf.gather(least, bucket)
-        same = tf.gather(ids, winner) == ids
+        settled = left & (tf.gather(ids, winner) == ids)
         # Another odd number, or ids would meet in the same buckets again.
-        return first | (left & (winner == positions)), left & ~same, factor * tf.constant(_GOLDEN, tf.uint32)
+        return tf.where(settled, winner, first), left & ~settled, factor * tf.constant(_GOLDEN, tf.uint32)
 
     first, _, _ = tf.while_loop(
         lambda first, left, factor: tf.reduce_any(left),  # noqa: ARG005
         settle,
-        (tf.zeros_like(ids, tf.bool), tf.ones_like(ids, tf.bool), tf.constant(_GOLDEN, tf.uint32)),
+        (positions, tf.ones_like(ids, tf.bool), tf.constant(_GOLDEN, tf.uint32)),
     )
     return first
