@@ -142,11 +142,11 @@ def _convert(layer: keras.layers.Embedding, penalty: _Penalty, changes: Changes)
     """Make an embedding of Keras's a lazily regularised one: the same layer, and the same variable if it is built."""
     if layer.built:
         LazyTable.convert(layer.embeddings, penalty, changes)
-    changes.become(layer, Embedding, embeddings_regularizer=penalty, penalty_every=None)
+    changes.become(layer, Embedding, embeddings_regularizer=penalty, penalty_every=None, scope="table")
 
 
 def _is_lazy(layer: keras.layers.Layer) -> bool:
-    return isinstance(layer, Embedding) and layer.embeddings_regularizer is not None
+    return isinstance(layer, Embedding) and layer.scope == "table" and layer.embeddings_regularizer is not None
 
 
 def _forget_traces(layers: Sequence[keras.layers.Layer], changes: Changes) -> None:

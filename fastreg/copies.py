@@ -56,7 +56,7 @@ def to_keras(model: keras.Model) -> keras.Model:
     UserWarning
         If the numbers will differ when the copy is trained on, and why: of a lazily regularised table a penalty with
         an L1 part, an optimizer other than SGD, `rowwise` or `implicit`; a factor that is a variable or callable and
-        becomes a number.
+        becomes a number; penalties of the rows that a batch looks up, which the copy has not.
 
     Examples
     --------
@@ -74,7 +74,7 @@ def to_keras(model: keras.Model) -> keras.Model:
         for original, copy in zip(_models(layers), _models(layers_of(copied)), strict=True):
             if original is model or _wrappers([original]):  # others are compiled, now that they are loaded
                 _compile_as(original, copy)
-    if differences := _differences(penalties, wrappers):
+    if differences := [*_differences(penalties, wrappers), *_left_out(layers)]:
         message = f"Trained on, the copy's numbers will differ from the model's: {'; '.join(differences)}."
         warnings.warn(message, UserWarning, stacklevel=2)
     return copied
@@ -86,7 +86,7 @@ def _revert(model: keras.layers.Layer) -> None:
     layers = layers_of(model)
     for layer in layers:
         if isinstance(layer, Embedding):
-            layer.revert(twin(layer.embeddings_regularizer))
+            layer.revert(twin(layer.embeddings_regularizer) if layer.scope == "table" else None)
     with Changes() as changes:
         replace(layers, twin, _revert, changes)
 
@@ -148,7 +148,7 @@ def _penalties(layers: Sequence[keras.layers.Layer]) -> dict[_Penalty, bool]:
     for layer in layers:
         held = [*vars(layer).values(), *(getattr(variable, "regularizer", None) for variable in layer.weights)]
         found |= {value: found.get(value, False) for value in held if isinstance(value, _Penalty)}
-        if isinstance(layer, Embedding) and layer.embeddings_regularizer is not None:
+        if isinstance(layer, Embedding) and layer.scope == "table" and layer.embeddings_regularizer is not None:
             found[layer.embeddings_regularizer] = True
     return found
 
@@ -188,3 +188,13 @@ def _differences(penalties: dict[_Penalty, bool], wrappers: Sequence[LazyRegular
         if isinstance(factor := getattr(penalty, name), (tf.Variable, keras.Variable)) or callable(factor)
     ]
     return said
+
+
+def _left_out(layers: Sequence[keras.layers.Layer]) -> list[str]:
+    """Which penalties a copy has not, since Keras has nothing in their place."""
+    return [
+        f"Keras has no penalty of the rows that a batch looks up, which {layer.name!r} has (scope={layer.scope!r}), "
+        "and the copy has none in its place"
+        for layer in layers
+        if isinstance(layer, Embedding) and layer.scope != "table" and layer.embeddings_regularizer is not None
+    ]

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import fastreg_kernels
 import keras
 import numpy as np
 import tensorflow as tf
+from keras.src.backend.common.variables import AutocastScope
 
+from fastreg import _scopes
 from fastreg._bridges import saving
 from fastreg._tables.table import LazyTable, check_one_device, not_converted
 from fastreg.regularizers import _Penalty, lazy_penalty
@@ -29,6 +32,10 @@ class Embedding(keras.layers.Embedding):  # type: ignore[misc]
     touched: for the others the shrink is kept in mind and applied when they are looked up, read or saved. Whatever
     reads the table sees true weights.
 
+    That is the penalty of the whole table. With `scope="batch"` or `"occurrences"` a call of the layer adds the penalty
+    of the rows that it looks up to its losses instead. The table is a variable of Keras's then, which trains with any
+    optimizer and no wrapper; value and gradient of the penalty are exact, and the gradient is one of these rows.
+
     Without a regularizer it is Keras's layer, but for how it reads the table: rows are gathered from the variable,
     where Keras reads all of it, which TensorFlow makes a copy of at every step once there was a sparse update.
 
@@ -39,19 +46,25 @@ class Embedding(keras.layers.Embedding):  # type: ignore[misc]
     embeddings_regularizer : fastreg.L1, L2 or L1L2, Keras's own three, or their names; optional
         Factors of zero give row-wise optimizer steps without a penalty.
     embeddings_constraint, lora_rank
-        As in `keras.layers.Embedding`; not together with a regularizer.
+        As in `keras.layers.Embedding`; not together with a regularizer of the whole table. With another scope the rows
+        that LoRA adapts are penalised as they are adapted, and quantized ones, which are not trained, not at all.
     penalty_every : int, optional
         In training the value of the penalty is tracked as rows are updated: exact up to rounding, but for weights that
         have stopped at zero since it was last computed by a pass over the table. Such a pass comes before these make a
         difference of about 1e-4, but at most every so many steps; by default as seldom as keeps passes below some 5%
-        of a step. In `evaluate` the value is exact. The weights do not depend on it.
+        of a step. In `evaluate` the value is exact. The weights do not depend on it. Only with `scope="table"`.
+    scope : {"table", "batch", "occurrences"}, default "table"
+        What the penalty is of: of all rows; of the distinct rows that a call looks up, each once; or of each row as
+        often as its id occurs in the call, which is a penalty weighted by frequency. The latter two are sums, not
+        divided by the size of the batch, of rows in the dtype of the variable, in training and in `evaluate`. A layer
+        that is called twice in a step adds two. Ids of padding count as any other; frozen weights have no penalty.
     **kwargs
         As in `keras.layers.Layer`.
 
     Raises
     ------
     ValueError
-        If an argument cannot be combined with lazy regularisation.
+        If an argument has an invalid value, or one that cannot be combined with the scope.
 
     Notes
     -----
@@ -82,22 +95,32 @@ class Embedding(keras.layers.Embedding):  # type: ignore[misc]
         lora_rank: int | None = None,
         *,
         penalty_every: int | None = None,
+        scope: str = "table",
         **kwargs: Any,
     ) -> None:
+        if scope not in _scopes.SCOPES:
+            raise ValueError(
+                f"Invalid value for argument scope: expected one of {_scopes.SCOPES}. Received: scope={scope!r}"
+            )
         is_valid = isinstance(penalty_every, int) and not isinstance(penalty_every, bool) and penalty_every >= 1
         if penalty_every is not None and not is_valid:
             raise ValueError(
                 "Invalid value for argument penalty_every: expected a positive integer or None. "
                 f"Received: penalty_every={penalty_every!r}"
             )
+        if penalty_every is not None and scope != "table":
+            raise ValueError(
+                "Invalid value for argument penalty_every: expected None, for a penalty of the rows that are looked up "
+                f"is computed in each call. Received: penalty_every={penalty_every!r}, scope={scope!r}"
+            )
         penalty = lazy_penalty(embeddings_regularizer, "argument embeddings_regularizer")
-        if penalty is not None:
+        if penalty is not None and scope == "table":
             self._refuse_dense_only(
                 embeddings_constraint=embeddings_constraint,
                 lora_rank=lora_rank,
                 quantization_config=kwargs.get("quantization_config"),
             )
-        self.penalty_every = penalty_every
+        self.penalty_every, self.scope = penalty_every, scope
         super().__init__(
             input_dim,
             output_dim,
@@ -114,7 +137,8 @@ class Embedding(keras.layers.Embedding):  # type: ignore[misc]
     def embeddings_regularizer(self) -> _Penalty | None:
         """The penalty, which can be set at any time: on a layer that is built, compile the model again to trace it.
 
-        None switches a table's penalty off; it becomes `fastreg.L2(0.0)`, for the table stays one, with its slots.
+        None switches the penalty off. That of a lazily regularised table becomes `fastreg.L2(0.0)`, for the table stays
+        one, with its slots.
         """
         table = vars(self).get("_embeddings")
         return table.penalised_by if isinstance(table, LazyTable) else vars(self).get("embeddings_regularizer")
@@ -126,7 +150,7 @@ class Embedding(keras.layers.Embedding):  # type: ignore[misc]
         if isinstance(table, LazyTable):
             table.regularizer = penalty
             return
-        if penalty is not None and self.built:
+        if penalty is not None and self.built and self.scope == "table":
             raise ValueError(
                 "Invalid value for attribute embeddings_regularizer: expected None, for the layer "
                 f"{self.name!r} was built without a regularizer. Received: {penalty!r}. Set it before the layer is "
@@ -135,8 +159,16 @@ class Embedding(keras.layers.Embedding):  # type: ignore[misc]
             )
         self.__dict__["embeddings_regularizer"] = penalty
 
+    @property
+    def is_penalised_by_rows(self) -> bool:
+        """Whether a call adds a penalty of its rows: of weights that are trained, as Keras does of whole ones."""
+        is_of_rows = self.scope != "table" and self.embeddings_regularizer is not None
+        return is_of_rows and bool(self.trainable_weights)
+
     def add_weight(self, *arguments: Any, regularizer: Any = None, **options: Any) -> Any:
-        """As Keras's layer; the embeddings with a regularizer are a table."""
+        """As Keras's layer; the embeddings with a regularizer are a table, or are penalised by the rows looked up."""
+        if self.scope != "table" and regularizer is self.embeddings_regularizer:
+            regularizer = None
         if regularizer is None or regularizer is not self.embeddings_regularizer or options.get("name") != "embeddings":
             return super().add_weight(*arguments, regularizer=regularizer, **options)
         self._refuse_dense_only(embeddings_constraint=self.embeddings_constraint, lora_rank=self.lora_rank)
@@ -168,6 +200,8 @@ class Embedding(keras.layers.Embedding):  # type: ignore[misc]
             At run time, if an id is negative or not below `input_dim`. XLA cannot raise it: of a lazily regularised
             table the row is NaN there, and a training step raises it when the table is next used outside.
         """
+        if self.is_penalised_by_rows:
+            return self._mapped(inputs, self._penalised_rows)
         if self.lora_enabled or self.quantization_mode is not None:
             return super().call(inputs)
         return self.lookup(inputs)
@@ -175,7 +209,8 @@ class Embedding(keras.layers.Embedding):  # type: ignore[misc]
     @not_converted
     def lookup(self, ids: Any) -> Any:
         """The same for a use of the table outside of the layer's own call, such as a sampled softmax: only these rows
-        are read, and the gradient is one of these rows, where `layer.embeddings` is the whole table.
+        are read, and the gradient is one of these rows, where `layer.embeddings` is the whole table. No penalty is
+        added.
 
         Parameters
         ----------
@@ -187,6 +222,32 @@ class Embedding(keras.layers.Embedding):  # type: ignore[misc]
         tf.errors.InvalidArgumentError
             As the layer.
         """
+        return self._mapped(ids, self._rows)
+
+    def add_penalty(self, ids: tf.Tensor) -> tf.Tensor:
+        """Add the penalty of rows to the layer's losses, as the scope says; for calls of subclasses.
+
+        Parameters
+        ----------
+        ids : tensor
+            A vector of int32 or int64.
+
+        Returns
+        -------
+        tf.Tensor
+            The rows, duplicates included, of shape `(len(ids), output_dim)` in the dtype of the variable: what is
+            looked up already need not be looked up again. There is nothing to add for `scope="table"`, which Keras
+            collects from the variable, without a regularizer, where no weight is trained, and to a file.
+        """
+        penalty_of = self.embeddings_regularizer
+        if penalty_of is None or not self.is_penalised_by_rows or saving.is_saving():
+            return self._gather(ids)
+        rows, penalty = _scopes.look_up(ids, self._gather, penalty_of, self.scope)
+        self.add_loss(penalty)
+        return rows
+
+    def _mapped(self, ids: Any, rows_of: Callable[[tf.Tensor], tf.Tensor]) -> Any:
+        """Rows of ids of every kind, by a function of a dense tensor of integers."""
         if isinstance(ids, tf.SparseTensor):
             ids = tf.sparse.to_dense(ids)  # what is missing has id 0, as in Keras's layer
         elif not isinstance(ids, tf.RaggedTensor):
@@ -195,8 +256,8 @@ class Embedding(keras.layers.Embedding):  # type: ignore[misc]
             # Wide enough that no id becomes another one.
             ids = keras.ops.cast(ids, "int32" if tf.as_dtype(ids.dtype).size < 4 else "int64")
         if isinstance(ids, tf.RaggedTensor):
-            return ids.with_flat_values(self._rows(ids.flat_values))
-        return self._rows(ids)
+            return ids.with_flat_values(rows_of(ids.flat_values))
+        return rows_of(ids)
 
     def flush(self) -> None:
         """Write the true weights of all rows. Reading and saving do it by themselves."""
@@ -205,9 +266,20 @@ class Embedding(keras.layers.Embedding):  # type: ignore[misc]
             table.flush()
 
     def penalty(self) -> tf.Tensor:
-        """The exact penalty of the true weights now: a scalar in their dtype, zero without a regularizer."""
+        """The exact penalty of the true weights now: a scalar in their dtype, zero without a regularizer.
+
+        Raises
+        ------
+        ValueError
+            If the penalty is that of the rows that a call looks up.
+        """
         table = self._table()
         if table is None:
+            if self.embeddings_regularizer is not None:
+                raise ValueError(
+                    f"The layer {self.name!r} has no penalty of its table, for it has scope={self.scope!r}: each call "
+                    "adds the penalty of the rows that it looks up to layer.losses."
+                )
             return tf.zeros((), self.variable_dtype)
         return table.exact_penalty()
 
@@ -219,13 +291,15 @@ class Embedding(keras.layers.Embedding):  # type: ignore[misc]
         return table.sparsity()
 
     def enable_lora(self, rank: int, **kwargs: Any) -> None:
-        """As Keras's layer, without a regularizer only."""
+        """As Keras's layer, without a regularizer of the whole table only."""
         self._refuse_if_lazy("enable_lora")
+        self._refuse_adapted_quantized("enable_lora", self.quantization_mode is not None)
         super().enable_lora(rank, **kwargs)
 
     def quantize(self, mode: Any = None, type_check: bool = True, **options: Any) -> Any:
-        """As Keras's layer, without a regularizer only; `Model.quantize` leaves one with a regularizer as it is."""
+        """As Keras's layer, without a regularizer of the whole table only; `Model.quantize` leaves such a one alone."""
         self._refuse_if_lazy("quantize")
+        self._refuse_adapted_quantized("quantize", self.lora_enabled)
         # Keras's layer takes this class, which adds nothing to its weights, for one that it does not know.
         return super().quantize(mode, type_check=type_check and type(self) is not Embedding, **options)
 
@@ -234,7 +308,7 @@ class Embedding(keras.layers.Embedding):  # type: ignore[misc]
         table = vars(self).get("_embeddings")
         if isinstance(table, LazyTable):
             table.revert(regularizer)
-        del self.penalty_every
+        del self.penalty_every, self.scope
         self.__class__ = keras.layers.Embedding
         self.embeddings_regularizer = regularizer
 
@@ -246,14 +320,27 @@ class Embedding(keras.layers.Embedding):  # type: ignore[misc]
 
     def get_config(self) -> dict[str, Any]:
         """What the constructor takes."""
-        return {**super().get_config(), "penalty_every": self.penalty_every}
+        return {**super().get_config(), "penalty_every": self.penalty_every, "scope": self.scope}
 
     def _rows(self, ids: tf.Tensor) -> tf.Tensor:
         table = self._table()
         if table is not None:
             return table.lookup(ids, self.compute_dtype)
-        # From the variable itself: `tf.gather` of a tensor would read, and after a sparse update copy, the whole table.
-        return tf.cast(tf.gather(self._embeddings.value, ids), self.compute_dtype)
+        return tf.cast(self._gather(ids), self.compute_dtype)
+
+    def _penalised_rows(self, ids: tf.Tensor) -> tf.Tensor:
+        rows = self.add_penalty(tf.reshape(ids, [-1]))
+        return tf.cast(tf.reshape(rows, tf.concat([tf.shape(ids), [self.output_dim]], 0)), self.compute_dtype)
+
+    def _gather(self, ids: tf.Tensor) -> tf.Tensor:
+        """Rows of a variable of Keras's, in its dtype, and as LoRA adapts them."""
+        with AutocastScope(None):  # which would cast, and so read, the whole table
+            # From the variable itself: of a tensor, `tf.gather` would read, and after a sparse update copy, all of it.
+            rows = tf.gather(self._embeddings.value, ids)
+            if self.lora_enabled:
+                delta = tf.matmul(tf.gather(self.lora_embeddings_a.value, ids), self.lora_embeddings_b.value)
+                rows += tf.cast(self.lora_alpha / self.lora_rank * delta, rows.dtype)
+        return rows
 
     def _table(self) -> LazyTable | None:
         if not self.built:
@@ -270,5 +357,13 @@ class Embedding(keras.layers.Embedding):  # type: ignore[misc]
                 )
 
     def _refuse_if_lazy(self, method: str) -> None:
-        if self.embeddings_regularizer is not None:
+        if self.scope == "table" and self.embeddings_regularizer is not None:
             raise NotImplementedError(f"{method} is not supported together with a lazy embeddings_regularizer.")
+
+    def _refuse_adapted_quantized(self, method: str, is_other: bool) -> None:
+        """Keras has no exact rows of a quantized table with LoRA, of which there could be a penalty."""
+        if is_other and self.scope != "table" and self.embeddings_regularizer is not None:
+            raise NotImplementedError(
+                f"{method} is not supported with scope={self.scope!r} and a regularizer: a table cannot be both "
+                "quantized and adapted by LoRA then. Set layer.embeddings_regularizer = None first."
+            )

@@ -18,21 +18,23 @@ from fastreg._candidates import candidates
 from fastreg._changes import Changes
 from fastreg._lazy import forget_traces, make_lazy
 from fastreg._tables.table import LazyTable, not_converted
+from fastreg.embedding import Embedding
 from fastreg.regularizers import REPLACEMENTS, _Penalty, replaced
 
 
 @dataclass(frozen=True)
 class RegularizedValue:
-    """One regularized weight or activity of a model.
+    """One regularized weight or activity of a model, or table of which looked-up rows are regularized.
 
     Attributes
     ----------
     path : str
         Of the weight, or of the layer whose outputs are regularized.
-    kind : {"weight", "activity"}
+    kind : {"weight", "activity", "rows"}
+        The last of a `fastreg.Embedding` whose scope is not the table.
     regularizer : object
     size : int or None
-        Elements; None for an activity, whose size depends on the batch.
+        Elements; None for an activity or rows, whose size depends on the batch.
     dtype : str
     bridge : {"native", "py_function", "xla", "tensorflow", "dynamic", "keras", "lazy"}
         What computes the penalty in `fit`: the kernels, TensorFlow's ops, one of these by the size at run time, or
@@ -136,8 +138,8 @@ def inspect(model: keras.Model) -> list[RegularizedValue]:
     Returns
     -------
     list of RegularizedValue
-        Weights first, each once, in the order of the model; frozen weights, which Keras does not penalise, are not
-        listed.
+        Weights first, each once, in the order of the model, then tables of which rows are penalised, then activities;
+        frozen weights, which Keras does not penalise, are not listed.
 
     Raises
     ------
@@ -169,11 +171,27 @@ def inspect(model: keras.Model) -> list[RegularizedValue]:
         if getattr(variable, "regularizer", None) is not None
     ]
     rows += [
+        row(
+            layer._embeddings.path,
+            "rows",
+            layer.embeddings_regularizer,
+            None,
+            layer.variable_dtype,
+            note=f"of the rows that a call looks up, {_COUNTED[layer.scope]}",
+        )
+        for layer in layers
+        if isinstance(layer, Embedding) and layer.built and layer.is_penalised_by_rows
+    ]
+    rows += [
         row(layer.path or layer.name, "activity", layer.activity_regularizer, None, layer.compute_dtype)
         for layer in layers
         if getattr(layer, "activity_regularizer", None) is not None
     ]
     return rows
+
+
+_COUNTED = {"batch": "each once", "occurrences": "as often as they occur"}
+"""How rows count, by the scope of the layer."""
 
 
 def layers_of(model: Any, kind: type[keras.layers.Layer] = keras.layers.Layer) -> list[keras.layers.Layer]:

@@ -201,7 +201,7 @@ def replaced(regularizer: Any) -> _Penalty:
 
 
 def lazy_penalty(regularizer: Any, owner: str) -> _Penalty | None:
-    """Fastreg's regularizer for one that a table shall be regularised by lazily; None for None.
+    """Fastreg's regularizer for one that a table shall be regularised by row by row; None for None.
 
     Parameters
     ----------
@@ -213,7 +213,7 @@ def lazy_penalty(regularizer: Any, owner: str) -> _Penalty | None:
     Raises
     ------
     ValueError
-        If it cannot be applied lazily.
+        If it cannot be applied row by row.
     """
     found = keras.regularizers.get(regularizer)
     if found is None:
@@ -221,7 +221,7 @@ def lazy_penalty(regularizer: Any, owner: str) -> _Penalty | None:
     obstacle = lazy_obstacle(found)
     if obstacle is not None:
         raise ValueError(
-            f"Invalid value for {owner}: expected fastreg.L1, L2 or L1L2, which can be applied lazily. "
+            f"Invalid value for {owner}: expected fastreg.L1, L2 or L1L2, which can be applied row by row. "
             f"Received: {found!r}, {obstacle}. Use keras.layers.Embedding for it."
         )
     return found if isinstance(found, _Penalty) else replaced(found)
