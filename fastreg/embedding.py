@@ -72,7 +72,7 @@ class Embedding(keras.layers.Embedding):  # type: ignore[misc]
     Keras's subgradient then oscillates around zero, this rule stops there, at zero exactly. Ids that are negative or
     not below `input_dim` are an error; Keras counts negative ones from the end.
 
-    A table takes, beside its weights, 16 bytes per row.
+    A table takes, beside its weights, 4 bytes per row, and 64 KiB.
 
     Examples
     --------

@@ -13,6 +13,7 @@ import numpy as np
 
 from fastreg.cli import UsageError
 from fastreg_benchmarks import (
+    bags,
     bandwidth,
     crossover,
     environment,
@@ -41,6 +42,7 @@ SUITES: dict[str, Any] = {
     "steps": steps,
     "lazy": lazy,
     "recommender": recommender,
+    "bags": bags,
     "xla": xla,
     "xla-gpu": xla_gpu,
 }
@@ -58,6 +60,7 @@ _APPLICABLE = {
     "steps": set(),
     "lazy": {"plot"},
     "recommender": set(),
+    "bags": set(),
     "xla": set(),
     "xla-gpu": {"jax_python"},
 }

@@ -24,6 +24,7 @@ TABLES: dict[str, tuple[type[Any], Callable[[Any], str]]] = {
     "steps": (LimitRow, report.limits_markdown),
     "lazy_targets": (LimitRow, report.limits_markdown),
     "recommender_targets": (LimitRow, report.limits_markdown),
+    "bags": (LimitRow, report.limits_markdown),
     "xla": (LimitRow, report.limits_markdown),
     "xla-gpu": (LimitRow, report.limits_markdown),
 }

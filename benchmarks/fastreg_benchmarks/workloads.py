@@ -108,6 +108,39 @@ class Recommender:
         ]
 
 
+@dataclass(frozen=True)
+class Bags:
+    """A model whose fields have bags of ids each, all of one size, and tables of one size.
+
+    Attributes
+    ----------
+    tables, rows, width : int
+    batch, bag : int
+        Bags, and ids in each, that a step looks up in each table.
+    exponent : float or None
+        See `Workload`.
+    """
+
+    tables: int = len(CARDINALITIES)
+    rows: int = 200_000
+    width: int = 16
+    batch: int = 2048
+    bag: int = 20
+    exponent: float | None = 1.05
+
+    def batches(self) -> list[tuple[NDArray[np.int32], NDArray[np.float32]]]:
+        """Ids, of shape (batch, tables, bag), and labels, of shape (batch, 1), that steps take in turns."""
+        generator = np.random.default_rng(0)
+        field = Workload(self.rows, self.width, self.batch, self.bag, self.exponent)
+        return [
+            (
+                np.stack([field.ids(generator) for _ in range(self.tables)], axis=1),
+                generator.integers(2, size=(self.batch, 1)).astype(np.float32),
+            )
+            for _ in range(BATCHES)
+        ]
+
+
 def power_law(generator: np.random.Generator, rows: int, exponent: float, count: int) -> NDArray[np.int64]:
     """Ranks from 0 to rows - 1 with probability about `(rank + 1) ** -exponent`, by the inverse of the integral."""
     power = 1.0 - exponent

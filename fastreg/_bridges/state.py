@@ -6,7 +6,10 @@ sum `S = Σ b / P` (P after that step), a weight that was last written when they
 
     sign(w) · max(0, (P / P0) · |w| − P · (S − S0))
 
-The stamps of a table are P0 and S0 of each row; beside these it has some numbers, which are those of all rows.
+P and S change with each step alike for all rows. So a table has a history, P and S of each step since the last flush,
+and of each row a stamp, the number of the step in which it was last written: P0 and S0 are what the history has there.
+Beside these it has some numbers, which are those of all rows. Stamps are float32, which GPUs keep where they compute,
+while TensorFlow keeps variables of int32 with the processor; whole numbers below 2²⁴ are exact in it.
 
 The penalty is tracked. With n weights that are not zero, a step makes of the sums of the others, up to those that
 stop at zero in it,
@@ -25,20 +28,24 @@ Lipton and Elkan (2015), "Efficient elastic net regularization for sparse linear
 
 from __future__ import annotations
 
-PRODUCT, TOTAL, SUM_ABS, SUM_SQUARES, COUNT, AGE, MEASURED, NOISE, FAULT, OF_FAULT = range(10)
-"""The numbers of a table: P, S, sum(|w|), sum(w²), n, the age of these three in steps, S at their measurement, the
-noise of sum(w²); a fault, and what it is of."""
+PRODUCT, TOTAL, STEP, SUM_ABS, SUM_SQUARES, COUNT, AGE, MEASURED, NOISE, FAULT, OF_FAULT = range(11)
+"""The numbers of a table: P, S and the number of their step, sum(|w|), sum(w²), n, the age of these three in steps, S
+at their measurement, the noise of sum(w²); a fault, and what it is of."""
 
 NUMBERS = OF_FAULT + 1
 """How many there are."""
 
 FRESH = (1.0, 0.0)
-"""P and S after a flush."""
+"""P and S after a flush, which is step 0."""
+
+STEPS = 1 << 12
+"""The length of a history: when it is full, the table is flushed. Of 64 KiB, it stays in the processor's cache, where
+a longer one makes lookups slower; and in so many steps a pass over the table costs next to nothing."""
 
 OLD = 2.0**53
 """The age of sums that were never computed: more steps than there are."""
 
-INITIAL = (*FRESH, 0.0, 0.0, 0.0, OLD, 0.0, 0.0, 0.0, 0.0)
+INITIAL = (*FRESH, 0.0, 0.0, 0.0, 0.0, OLD, 0.0, 0.0, 0.0, 0.0)
 """The numbers of a table whose rows are true."""
 
 LARGEST_SHARE = 0.01

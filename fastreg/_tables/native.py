@@ -92,4 +92,5 @@ def sum_duplicates(
 
 
 def _table(variable: Any) -> tuple[tf.Tensor, ...]:
-    return *memory(variable), *memory(variable.stamps), shared(variable.numbers)
+    of_rows = *memory(variable), *memory(variable.stamps)
+    return *of_rows, shared(variable.history), shared(variable.numbers)

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import numpy as np
 import tensorflow as tf
 from tensorflow.python.eager import record
 from tensorflow.python.ops.control_flow_v2_func_graphs import CondBranchFuncGraph, WhileBodyFuncGraph
@@ -52,7 +53,7 @@ def looked_up(variable: Any, ids: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     numbers = _numbers(variable)
     stored = _gather(variable, ids)
     with tf.control_dependencies([stored]):  # which knows how many rows there are, and fails if an id is beyond them
-        marks = _gather(variable.stamps, ids)
+        marks = _marks(variable, _gather(variable.stamps, ids))
     wide = tf.cast(stored, support.arithmetic_dtype(variable.dtype))
     rows = tf.stop_gradient(tf.cast(shrink(wide, *_factors(numbers, marks)), variable.dtype))
     if support.in_xla():  # which takes the nearest row for an id beyond the table
@@ -100,6 +101,8 @@ def update_rows(variable: Any, ids: tf.Tensor, gradient: tf.Tensor, step: Any, f
         checks = [tf.debugging.Assert(is_shrink, [message, step.rate, factors[1]])]
     product = numbers[state.PRODUCT] * scale
     total = numbers[state.TOTAL] + threshold / product
+    # A step that does not shrink weights is the one before.
+    number = numbers[state.STEP] + tf.cast((scale != 1.0) | (threshold != 0.0), tf.float64)
     with tf.control_dependencies(checks):
         rows = _distinct(variable, ids, gradient)
         a, b = product / rows.marks[:, :1], product * (total - rows.marks[:, 1:])
@@ -109,18 +112,18 @@ def update_rows(variable: Any, ids: tf.Tensor, gradient: tf.Tensor, step: Any, f
         written = tf.cast(shrunk - taken, variable.dtype)
         sums = _tracked(numbers, scale, threshold, _changes(rows, stored, written, a, b, numbers))
         sums = tf.where(numbers[state.AGE] < state.OLD, sums, numbers[state.SUM_ABS : state.FAULT])
+        _scatter(variable.history, tf.cast(number, tf.int32)[None], tf.stack([product, total])[None])
         _scatter(variable, rows.ids, written)
-        now = tf.stack([product, total])
-        _scatter(variable.stamps, rows.ids, tf.tile(now[None], [tf.size(rows.ids), 1]))
-        _set_numbers(variable, tf.concat([now, sums, fault], 0))
+        _scatter(variable.stamps, rows.ids, tf.fill(tf.shape(rows.ids), tf.cast(number, tf.float32)))
+        _set_numbers(variable, tf.concat([tf.stack([product, total, number]), sums, fault], 0))
         due = (product < state.SMALLEST_PRODUCT) | (product * total > state.LARGEST_THRESHOLD)
+        due |= number >= state.STEPS - 1
         _when(due, lambda: _write(variable))
 
 
 def flush(variable: Any) -> None:
     """See `TableVariable.flush`."""
-    is_due = tf.reduce_any(_numbers(variable)[: state.SUM_ABS] != tf.constant(state.FRESH, tf.float64))
-    _when(is_due, lambda: _write(variable))
+    _when(_numbers(variable)[state.STEP] != 0.0, lambda: _write(variable))
 
 
 def penalty(variable: Any, factors: Factors, every: int, run: Callable[..., Any] | None = None) -> tf.Tensor:
@@ -159,7 +162,7 @@ def sum_duplicates(variable: Any, values: tf.Tensor, ids: tf.Tensor) -> tuple[tf
     rows = _distinct(variable, ids, values)
     if rows.exist is None:
         return rows.sums, rows.ids
-    _scatter(variable.stamps, rows.ids, rows.marks)
+    _scatter(variable.stamps, rows.ids, rows.stamps)
     # What is no id stays what it is, so that an update notes it.
     return rows.sums, tf.where(rows.exist | _invalid(variable, ids), ids, tf.constant(slices.INDEX, ids.dtype))
 
@@ -182,14 +185,15 @@ class _Rows(NamedTuple):
         Under XLA, where shapes are fixed, those that are left over are beyond the table, and written by nobody.
     sums : tf.Tensor of shape (n, width)
         Of the gradients of each.
-    marks : tf.Tensor of shape (n, 2)
-        The stamps of each.
+    stamps, marks : tf.Tensor of shape (n,) and (n, 2)
+        Of each: the stamp, and P and S of that step.
     exist : tf.Tensor of shape (n,) or None
         Which are rows of the table, where not all are.
     """
 
     ids: tf.Tensor
     sums: tf.Tensor
+    stamps: tf.Tensor
     marks: tf.Tensor
     exist: tf.Tensor | None
 
@@ -199,21 +203,31 @@ def _distinct(variable: Any, ids: tf.Tensor, values: tf.Tensor) -> _Rows:
     if not support.in_xla():
         unique, positions = tf.unique(ids)
         sums = tf.math.unsorted_segment_sum(values, positions, tf.size(unique))
-        return _Rows(unique, sums, _gather(variable.stamps, unique), None)
-    # Each id writes its position into the stamp of its row, the last one stays, and all that find it there are summed.
-    # A product is at most 1, so that from 2 on positions are larger; to sort ids would take longer than all the rest.
-    exist, marks = _exist(variable, ids), _gather(variable.stamps, ids)
+        stamps = _gather(variable.stamps, unique)
+        return _Rows(unique, sums, stamps, _marks(variable, stamps), None)
+    exist, stamps = _exist(variable, ids), _gather(variable.stamps, ids)
+    marks = _marks(variable, stamps)
     beyond = tf.constant(variable.shape[0], ids.dtype)
     positions = tf.range(tf.size(ids))
-    codes = tf.stack(
-        [tf.cast(positions + 2, tf.float64), tf.fill(tf.shape(ids), tf.constant(-float("inf"), tf.float64))], 1
-    )
-    codes = xla.after(codes, marks, values, _numbers(variable))
-    tf.raw_ops.ResourceScatterMax(resource=variable.stamps.handle, indices=tf.where(exist, ids, beyond), updates=codes)
-    found = tf.cast(_gather(variable.stamps, ids)[:, 0], tf.int32) - 2
+    # Each id writes its position into the stamp of its row, the largest one stays, and all that find it there are
+    # summed. To sort ids would take longer than all the rest.
+    codes = xla.after(tf.bitcast(positions + _FIRST_CODE, tf.float32), marks, values, _numbers(variable))
+    rows = tf.where(exist, ids, beyond)
+    tf.raw_ops.ResourceScatterMax(resource=variable.stamps.handle, indices=rows, updates=codes)
+    found = tf.bitcast(_gather(variable.stamps, ids), tf.int32) - _FIRST_CODE
     sums = tf.math.unsorted_segment_sum(values, tf.where(exist, found, -1), tf.size(ids))
     exist &= found == positions
-    return _Rows(tf.where(exist, ids, beyond), sums, marks, exist)
+    return _Rows(tf.where(exist, ids, beyond), sums, stamps, marks, exist)
+
+
+_FIRST_CODE = int(np.float32(state.STEPS).view(np.int32))
+"""The bits of a number above those of all steps. Larger bits are larger numbers, so that of positions added to it,
+900 million of them, the largest can be found among floats."""
+
+
+def _marks(variable: Any, stamps: tf.Tensor) -> tf.Tensor:
+    """P and S of the steps that stamps are of, of shape (n, 2)."""
+    return _gather(variable.history, tf.cast(stamps, tf.int32))
 
 
 def _exist(variable: Any, ids: tf.Tensor) -> tf.Tensor:
@@ -262,7 +276,8 @@ def _factors(numbers: tf.Tensor, marks: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor
 def true_rows(variable: Any) -> tf.Tensor:
     """All true rows."""
     wide = tf.cast(variable.stored(), support.arithmetic_dtype(variable.dtype))
-    return tf.cast(shrink(wide, *_factors(_numbers(variable), variable.stamps.stored())), variable.dtype)
+    marks = _marks(variable, variable.stamps.stored())
+    return tf.cast(shrink(wide, *_factors(_numbers(variable), marks)), variable.dtype)
 
 
 def _write(variable: Any) -> None:

@@ -69,8 +69,8 @@ class TableVariable(OwnVariable):
     ----------
     path : str
         What messages call it.
-    stamps, numbers : tf.Variable of shape (rows, 2), and a vector, float64
-        The state; see `fastreg._bridges.state`.
+    stamps, history, numbers : tf.Variable
+        The state, of shapes (rows,) in float32, (steps, 2) and (n,) in float64; see `fastreg._bridges.state`.
     clusters : dict
         Ops that XLA has compiled.
     """
@@ -80,7 +80,8 @@ class TableVariable(OwnVariable):
         self.clusters: dict[Any, Callable[..., Any]] = {}
         super().__init__(initial_value, dtype=dtype, **options)
         with support.beside(self):
-            self.stamps = OwnVariable(self._initial_stamps, dtype=tf.float64, trainable=False)
+            self.stamps = OwnVariable(self._initial_stamps, dtype=tf.float32, trainable=False)
+            self.history = OwnVariable(_initial_history, dtype=tf.float64, trainable=False)
             self.numbers = OwnVariable(lambda: state.INITIAL, dtype=tf.float64, trainable=False)
         buffers.clear_after(self)
 
@@ -229,7 +230,7 @@ class TableVariable(OwnVariable):
         return True
 
     def _initial_stamps(self) -> tf.Tensor:
-        return tf.tile(tf.constant([state.FRESH], tf.float64), [self.shape[0], 1])
+        return tf.zeros(self.shape[0])
 
     # What TensorFlow asks a variable for: reading.
 
@@ -278,6 +279,11 @@ class TableVariable(OwnVariable):
         restored = super()._restore_from_tensors(restored_tensors)
         self.restart()
         return restored
+
+
+def _initial_history() -> tf.Tensor:
+    """As of step 0; what is behind the present step is nobody's."""
+    return tf.tile(tf.constant([state.FRESH], tf.float64), [state.STEPS, 1])
 
 
 def _copy(x: tf.Tensor) -> tf.Tensor:

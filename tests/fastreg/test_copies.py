@@ -201,7 +201,7 @@ OPTIMIZERS = {
 }
 
 SAID = {
-    "adagrad": "with Adagrad the penalty .* is part of the gradient.*accumulates for each weight",
+    "adagrad": "with Adagrad the penalty .* is part of the gradient.*are followed for each weight",
     "scaled inside": "with Adam the penalty",
     "scaled outside": None,
     "several": "with Adagrad the penalty",

@@ -40,7 +40,7 @@ def test_tables_come_from_the_newest_run(rows, make_row, limit, tmp_path):
     assert documents.refreshed(text, tmp_path) == text
 
 
-@pytest.mark.parametrize("name", ["lazy_targets", "recommender_targets", "xla", "xla-gpu"])
+@pytest.mark.parametrize("name", ["lazy_targets", "recommender_targets", "bags", "xla", "xla-gpu"])
 def test_targets_of_each_suite(name, limit, tmp_path):
     results.append(tmp_path / f"{name}.csv", [limit])
     text = documents.refreshed(f"<!-- {name} -->\n<!-- /{name} -->\n", tmp_path)

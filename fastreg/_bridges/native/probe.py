@@ -129,18 +129,24 @@ def _update(dtype: tf.DType, rule: int) -> None:
     _compare(table[0].read_value(), [row, [1.0, 0.0]], rtol=1e-2)
 
 
-def _table(dtype: tf.DType) -> tuple[tf.Variable, tf.Variable, tf.Variable]:
-    """Two rows, of which the second was last written when P was twice what it is."""
+def _table(dtype: tf.DType) -> tuple[tf.Variable, ...]:
+    """Two rows, of which the second was last written when P was twice what it is, 1."""
+    history = np.ones((state.STEPS, 2)) * state.FRESH
+    history[0] = 2.0, 0.0
+    numbers = np.array(state.INITIAL)
+    numbers[state.STEP] = 1
     return (
         tf.Variable(tf.constant([[1.0, -2.0], [1.0, 0.0]], dtype), trainable=False),
-        tf.Variable(tf.constant([[1.0, 0.0], [2.0, 0.0]], tf.float64), trainable=False),
-        tf.Variable(tf.constant(state.INITIAL, tf.float64), trainable=False),
+        tf.Variable(tf.constant([1.0, 0.0], tf.float32), trainable=False),
+        tf.Variable(tf.constant(history, tf.float64), trainable=False),
+        tf.Variable(tf.constant(numbers, tf.float64), trainable=False),
     )
 
 
-def _inputs(table: tuple[tf.Variable, tf.Variable, tf.Variable]) -> tuple[tf.Tensor, ...]:
-    rows, stamps, numbers = table
-    return *table_ops.memory(rows), *table_ops.memory(stamps), table_ops.shared(numbers)
+def _inputs(table: tuple[tf.Variable, ...]) -> tuple[tf.Tensor, ...]:
+    rows, stamps, history, numbers = table
+    of_rows = *table_ops.memory(rows), *table_ops.memory(stamps)
+    return *of_rows, table_ops.shared(history), table_ops.shared(numbers)
 
 
 def _compare(actual: Any, expected: Any, rtol: float = 1e-6) -> None:

@@ -11,6 +11,9 @@ from fastreg._bridges.native.compiler import callback
 INFER = types.void(types.uintp, types.uintp)
 """Of the context of the inference, and a status."""
 
+OF_TABLE = 6
+"""How many inputs a table is, with which its ops begin."""
+
 
 @inner
 def _scalar(context, i, status):
@@ -62,9 +65,9 @@ def like_second_input(context, status):
 
 @callback(INFER)
 def looked_up(context, status):
-    """The shape of the sixth input, ids, and behind it that of a row of the second."""
+    """The shape of the input behind a table, ids, and behind it that of a row of the table, the second input."""
     ids, table, row, both = capi.NewShape(), capi.NewShape(), capi.NewShape(), capi.NewShape()
-    capi.ShapeOfInput(context, 5, ids, status)
+    capi.ShapeOfInput(context, OF_TABLE, ids, status)
     capi.ShapeOfInput(context, 1, table, status)
     capi.SubShape(context, table, 1, 2, row, status)
     capi.Concatenate(context, ids, row, both, status)

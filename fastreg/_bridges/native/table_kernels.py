@@ -21,6 +21,7 @@ from fastreg._bridges import counters, support
 from fastreg._bridges.native import capi, messages
 from fastreg._bridges.native.compiler import callback
 from fastreg._bridges.native.penalty_kernels import COMPUTE, weighted
+from fastreg._bridges.native.shapes import OF_TABLE
 from fastreg._bridges.native.tensors import (
     discard,
     finish,
@@ -46,6 +47,8 @@ from fastreg._bridges.state import (
     OLD,
     PRODUCT,
     SMALLEST_PRODUCT,
+    STEP,
+    STEPS,
     SUM_ABS,
     SUM_SQUARES,
     TOTAL,
@@ -71,21 +74,31 @@ def _mutex(data):
 @inner
 def _behind(context, i, status):
     """The i-th input behind those of the table that an op begins with."""
-    return handle_of_input(context, 5 + i, status)
+    return handle_of_input(context, OF_TABLE + i, status)
 
 
 @inner
 def _open(context, status):
-    """The table that an op begins with: handles, to be closed, rows, width, the memory of rows, stamps and state."""
+    """The table that an op begins with: handles, to be closed, rows, width, the memory of rows, stamps with their
+    history, and state.
+    """
     handles = (
         handle_of_input(context, 1, status),
         handle_of_input(context, 3, status),
         handle_of_input(context, 4, status),
+        handle_of_input(context, 5, status),
     )
     height, width = capi.Dim(handles[0], 0), capi.Dim(handles[0], 1)
-    stamps = carray(capi.TensorData(handles[1]), (height, 2), np.float64)
-    state = carray(capi.TensorData(handles[2]), NUMBERS, np.float64)
-    return handles, height, width, capi.TensorData(handles[0]), stamps, state
+    stamps = carray(capi.TensorData(handles[1]), height, np.float32)
+    history = carray(capi.TensorData(handles[2]), (STEPS, 2), np.float64)
+    state = carray(capi.TensorData(handles[3]), NUMBERS, np.float64)
+    return handles, height, width, capi.TensorData(handles[0]), (stamps, history), state
+
+
+@inner
+def _now(stamps, state):
+    """Stamps and history with the number of the present step, as kernels take them."""
+    return stamps[0], stamps[1], np.int64(state[STEP])
 
 
 @inner
@@ -123,10 +136,27 @@ def _flush(x, stamps, state, kind, width):
     """Write the true weights of all rows. The sums count as old: a run that goes on after saving then has the losses of
     one that loads, to the last bit.
     """
-    tables.write(x, stamps, state[PRODUCT], state[TOTAL], x, kind, width)
-    for row in range(stamps.shape[0]):
-        stamps[row, 0], stamps[row, 1] = FRESH
-    state[PRODUCT], state[TOTAL], state[AGE] = FRESH[0], FRESH[1], OLD
+    tables.write(x, _now(stamps, state), x, kind, width)
+    stamps[0][:] = 0
+    state[PRODUCT], state[TOTAL], state[STEP], state[AGE] = FRESH[0], FRESH[1], 0.0, OLD
+
+
+@inner
+def _advance(stamps, state, scale, threshold):
+    """Begin a step that shrinks weights so; one that does not is the one before."""
+    if scale != 1.0 or threshold != 0.0:
+        state[PRODUCT] *= scale
+        state[TOTAL] += threshold / state[PRODUCT]
+        state[STEP] += 1.0
+        now = np.int64(state[STEP])
+        stamps[1][now, 0], stamps[1][now, 1] = state[PRODUCT], state[TOTAL]
+
+
+@inner
+def _is_full(state):
+    """Whether a table has to be flushed before another step."""
+    product, total = state[PRODUCT], state[TOTAL]
+    return product < SMALLEST_PRODUCT or product * total > LARGEST_THRESHOLD or state[STEP] >= STEPS - 1
 
 
 @inner
@@ -149,7 +179,7 @@ def _track(state, scale, threshold, changes):
 @inner
 def _measure(x, stamps, state, kind, width):
     """Sum the true weights up."""
-    found = tables.measure(x, stamps, state[PRODUCT], state[TOTAL], kind, width)
+    found = tables.measure(x, _now(stamps, state), kind, width)
     state[SUM_ABS], state[SUM_SQUARES], state[COUNT] = found[0], found[1], found[2]
     state[AGE], state[MEASURED], state[NOISE] = 0.0, state[TOTAL], 0.0
 
@@ -164,7 +194,7 @@ def _are_doubtful(state):
 
 @inner
 def _is_fresh(state):
-    return state[PRODUCT] == FRESH[0] and state[TOTAL] == FRESH[1]
+    return state[STEP] == 0.0
 
 
 def lookup(dtype: tf.DType, ids_dtype: tf.DType) -> Any:
@@ -189,7 +219,7 @@ def lookup(dtype: tf.DType, ids_dtype: tf.DType) -> Any:
                 out = carray(capi.TensorData(rows_handle), count * width, stored)
                 of = np.empty(0, arithmetic)
                 _lock(_mutex(data))
-                rows.look_up(x, stamps, ids, state[PRODUCT], state[TOTAL], out, of, width)
+                rows.look_up(x, _now(stamps, state), ids, out, of, width)
                 _unlock(_mutex(data))
                 counters.count_kernel_call()
         except Exception:
@@ -203,7 +233,7 @@ def lookup(dtype: tf.DType, ids_dtype: tf.DType) -> Any:
 
 
 _BAD_SPLITS = messages.literal(
-    "splits of bags: expected 0 first, the number of ids last, and none that is less than the one before"
+    "Invalid splits of bags: expected 0 first, the number of ids last, and none that is less than the one before"
 )
 
 
@@ -246,7 +276,7 @@ def sum_bags(dtype: tf.DType, ids_dtype: tf.DType) -> Any:
                 if sums_handle != 0:
                     out = carray(capi.TensorData(sums_handle), bags * width, arithmetic)
                     _lock(_mutex(data))
-                    rows.sum_bags(x, stamps, ids, splits, weights, state[PRODUCT], state[TOTAL], out, width)
+                    rows.sum_bags(x, _now(stamps, state), ids, splits, weights, out, width)
                     _unlock(_mutex(data))
                     counters.count_kernel_call()
         except Exception:
@@ -327,14 +357,12 @@ def update(dtype: tf.DType, ids_dtype: tf.DType, rule: int) -> Any:
                 is_measured = state[AGE] < OLD
                 if not is_measured:
                     changes = changes[:0]
-                product = state[PRODUCT] * shrink
-                total = state[TOTAL] + threshold / product
+                _advance(stamps, state, shrink, threshold)
                 of_rule = ((first, second), rate, settings, step)
-                updates.apply(rule, x, stamps, where, sums, product, total, of_rule, state[MEASURED], changes, width)
-                state[PRODUCT], state[TOTAL] = product, total
+                updates.apply(rule, x, _now(stamps, state), where, sums, of_rule, state[MEASURED], changes, width)
                 if is_measured:
                     _track(state, shrink, threshold, changes)
-                if product < SMALLEST_PRODUCT or product * total > LARGEST_THRESHOLD:
+                if _is_full(state):
                     _flush(x, stamps, state, of, width)
                 _unlock(_mutex(data))
                 counters.count_kernel_call()
@@ -397,7 +425,7 @@ def weights(dtype: tf.DType) -> Any:
             if weights_handle != 0:
                 out, of = carray(capi.TensorData(weights_handle), count, stored), np.empty(0, arithmetic)
                 _lock(_mutex(data))
-                tables.write(carray(data, count, stored), stamps, state[PRODUCT], state[TOTAL], out, of, width)
+                tables.write(carray(data, count, stored), _now(stamps, state), out, of, width)
                 _unlock(_mutex(data))
                 counters.count_kernel_call()
         except Exception:
@@ -467,7 +495,7 @@ def count_zeros(dtype: tf.DType) -> Any:
                 _lock(_mutex(data))
                 try:
                     x, of = carray(data, height * width, stored), np.empty(0, arithmetic)
-                    found = tables.measure(x, stamps, state[PRODUCT], state[TOTAL], of, width)
+                    found = tables.measure(x, _now(stamps, state), of, width)
                     zeros = height * width - np.int64(found[2])
                 except Exception:
                     no_memory(status)

@@ -12,7 +12,14 @@ from fastreg._bridges.native import messages, shapes
 from fastreg._bridges.native import table_kernels as kernels
 from fastreg._bridges.native.op import FLOATS, VARIANT, VARIANT_TYPES, Op
 
-_TABLE = ("table_handle: resource", "table: T", "stamps_handle: resource", "stamps: double", "numbers: double")
+_TABLE = (
+    "table_handle: resource",
+    "table: T",
+    "stamps_handle: resource",
+    "stamps: float",
+    "history: double",
+    "numbers: double",
+)
 _IDS = "I: {int32, int64}"
 _NAME = f"{messages.NAME}: string"
 _ARITHMETIC = "A: {float, double}"
@@ -130,28 +137,32 @@ def shared(variable: tf.Variable) -> tf.Tensor:
 @LOOKUP.gradient
 def _gradient_of_lookup(op: Any, upstream: tf.Tensor) -> Any:
     """Rows of the table: with respect to the resource, as of TensorFlow's own lookup."""
-    return slices.of_lookup(upstream, op.inputs[5], op.inputs[1].shape.as_list()), None, None, None, None, None
+    return slices.of_lookup(upstream, op.inputs[shapes.OF_TABLE], op.inputs[1].shape.as_list()), *[
+        None
+    ] * shapes.OF_TABLE
 
 
 @SUM_BAGS.gradient
 def _gradient_of_sum_bags(op: Any, upstream: tf.Tensor) -> Any:
-    """Rows of the table, from those of the bags; and of the weights, if there are any."""
+    """Rows of the table, from those of the bags; and of the weights, if there are any, and if somebody asks: an op that
+    reads a table runs in a graph that updates it, whether its result is used or not.
+    """
     *table, ids, splits, weights = op.inputs
     gradient = slices.of_bags(upstream, ids, splits, weights, table[1])
-    of_weights = tf.zeros_like(weights)
-    if weights.shape != [0]:
+    of_weights = None
+    if weights.shape != [0] and shapes.OF_TABLE + 2 not in (getattr(op, "skip_input_indices", None) or ()):
         LOOKUP.prepare(table[1].dtype, ids.dtype)
         with record.stop_recording():
             rows = LOOKUP(*table, ids, **{messages.NAME: op.get_attr(messages.NAME)})
         of_bags = tf.repeat(upstream, splits[1:] - splits[:-1], axis=0)
         of_weights = tf.reduce_sum(tf.cast(rows, upstream.dtype) * of_bags, axis=1)
-    return gradient, None, None, None, None, None, None, of_weights
+    return gradient, *[None] * (shapes.OF_TABLE + 1), of_weights
 
 
 @PENALTY.gradient
 def _gradient_of_penalty(op: Any, upstream: tf.Tensor) -> Any:
     """The weight of the penalty in the loss, on its way to the optimizer: with respect to the resource too."""
-    return slices.of_penalty(upstream, op.inputs[1].shape.as_list()), None, None, None, None, None, None
+    return slices.of_penalty(upstream, op.inputs[1].shape.as_list()), *[None] * (shapes.OF_TABLE + 1)
 
 
 for _op in (UPDATE, FLUSH, COUNT_ZEROS, SUM_DUPLICATES):
@@ -162,4 +173,4 @@ for _op in (UPDATE, FLUSH, COUNT_ZEROS, SUM_DUPLICATES):
 def _gradient_of_weights(op: Any, upstream: tf.Tensor) -> Any:
     """All rows of the table: with respect to the resource."""
     upstream = tf.ensure_shape(upstream, op.inputs[1].shape)
-    return slices.of_all(upstream), None, None, None, None
+    return slices.of_all(upstream), *[None] * (shapes.OF_TABLE - 1)

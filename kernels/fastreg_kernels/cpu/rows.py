@@ -33,7 +33,12 @@ _AHEAD = 8
 
 
 def lookup_rows(
-    x: NDArray[Any], stamps: NDArray[np.float64], ids: NDArray[Any], product: float, total: float, out: NDArray[Any]
+    x: NDArray[Any],
+    stamps: NDArray[np.float32],
+    history: NDArray[np.float64],
+    now: int,
+    ids: NDArray[Any],
+    out: NDArray[Any],
 ) -> tuple[NDArray[Any], NDArray[np.int32]]:
     """Rows of `x` as they are after the shrinks since they were last written, and the ids without duplicates.
 
@@ -60,12 +65,11 @@ def lookup_rows(
         As for `sum_rows`.
     """
     flat, width = _rows(x, "x")
-    _expect(stamps, "stamps", (len(x), 2), np.dtype(np.float64))
     where = _indices(ids, "ids", len(ids), len(x))
+    marks = _stamps(stamps, history, now, where, len(x))
     _expect(out, "out", (len(ids), width), x.dtype)
     kind = np.empty(0, _arrays.arithmetic_dtype(x.dtype))  # tells the kernel the dtype of the arithmetic
-    arguments = (flat, stamps, where, float(product), float(total), _arrays.stored(out.reshape(-1)), kind, width)
-    run(look_up, out.size, *arguments)
+    run(look_up, out.size, flat, marks, where, _arrays.stored(out.reshape(-1)), kind, width)
     slots = np.full(1 << max(4, (2 * len(ids)).bit_length()), -1, np.int32)
     unique, positions = np.empty_like(where), np.empty(len(ids), np.int32)
     return unique[: unique_ids(where, slots, unique, positions)], positions
@@ -110,28 +114,31 @@ def sum_rows(
 
 def update_rows(
     x: NDArray[Any],
-    stamps: NDArray[np.float64],
+    stamps: NDArray[np.float32],
+    history: NDArray[np.float64],
+    now: int,
     rows: NDArray[Any],
-    product: float,
-    total: float,
     step: NDArray[Any],
     sums: bool,
 ) -> float:
     """Shrink some rows of `x` for the steps since they were last written, subtract a step, and stamp them; in place.
 
-    Row r becomes `sign(x) * max(0, scale * |x| - threshold) - step` with `scale = product / stamps[r, 0]` and
-    `threshold = product * (total - stamps[r, 1])`, and `stamps[r]` becomes `(product, total)`.
+    Row r becomes `sign(x) * max(0, scale * |x| - threshold) - step` with `scale = P / P0` and
+    `threshold = P * (S - S0)`, where `(P, S) = history[now]` and `(P0, S0) = history[stamps[r]]`, and `stamps[r]`
+    becomes `now`.
 
     Parameters
     ----------
     x : ndarray of float32, float64, float16 or bfloat16, shape (count, width)
         C-contiguous and writable.
-    stamps : ndarray of float64, shape (count, 2)
-        C-contiguous and writable.
+    stamps : ndarray of float32, shape (count,)
+        Of each row the number of the step in which it was last written, at most `now`; C-contiguous and writable.
+    history : ndarray of float64, shape (steps, 2)
+        Of each step the running product of scales, and the running sum of thresholds over it; C-contiguous.
+    now : int
+        The number of the present step.
     rows : ndarray of int32 or int64, shape (n,)
         From 0 to `count - 1`, each at most once.
-    product, total : float
-        The running product of scales and the running sum of thresholds over it.
     step : ndarray, shape (n, width)
         Of the dtype of the arithmetic, which is that of `x`, or float32 for the half types; C-contiguous. Scale and
         threshold are computed in float64 and rounded once to that dtype.
@@ -152,15 +159,14 @@ def update_rows(
     dtype = _arrays.arithmetic_dtype(x.dtype)
     flat_step, _ = _rows(step, "step")
     _expect(step, "step", (len(rows), width), dtype)
-    _expect(stamps, "stamps", (len(x), 2), np.dtype(np.float64))
+    where = _indices(rows, "rows", len(rows), len(x))
+    marks = _stamps(stamps, history, now, where, len(x))
     for name, array in (("x", x), ("stamps", stamps)):
         if not array.flags.writeable:
             raise ValueError(f"Invalid value for argument {name}: expected a writable array. Received: a read-only one")
-    where = _indices(rows, "rows", len(rows), len(x))
     changes = np.empty((groups(len(rows)), CHANGES)) if sums else None
-    flat, product, total = _arrays.stored(x.reshape(-1)), float(product), float(total)
-    arguments = (flat, stamps, where, product, total, flat_step, total, changes, width)
-    run(_update_all, flat_step.size, *arguments)
+    flat, total = _arrays.stored(x.reshape(-1)), float(history[now, 1])
+    run(_update_all, flat_step.size, flat, marks, where, flat_step, total, changes, width)
     return 0.0 if changes is None else float(changes[:, OF_SQUARES].sum())
 
 
@@ -170,6 +176,20 @@ def _expect(array: NDArray[Any], name: str, shape: tuple[int, ...], dtype: np.dt
             f"Invalid value for argument {name}: expected a C-contiguous array of shape {shape} and dtype {dtype}. "
             f"Received: shape {array.shape}, dtype {array.dtype}"
         )
+
+
+def _stamps(stamps: Any, history: Any, now: int, rows: NDArray[Any], count: int) -> tuple[Any, ...]:
+    """Stamps as kernels take them, if those of these rows are numbers of steps in the history."""
+    _expect(stamps, "stamps", (count,), np.dtype(np.float32))
+    _expect(history, "history", (len(history), 2), np.dtype(np.float64))
+    if not 0 <= now < len(history):
+        raise ValueError(f"Invalid value for argument now: expected 0 to {len(history) - 1}. Received: {now}")
+    used = stamps[rows]
+    if used.size and not (used.min() >= 0 and used.max() <= now):
+        raise ValueError(
+            f"Invalid value for argument stamps: expected 0 to {now}. Received: {used.min()} to {used.max()}"
+        )
+    return stamps, history, int(now)
 
 
 def _rows(x: Any, name: str) -> tuple[NDArray[Any], int]:
@@ -213,39 +233,51 @@ def unique_ids(ids, slots, unique, positions):
 
 
 @inner
+def shrink_of(stamps, row):
+    """Scale and threshold of what a row has to come, of float64; see `update_rows`.
+
+    `stamps` are the stamps of all rows, the history and the number of the present step.
+    """
+    written, history, now = stamps
+    stamp = np.int64(written[row])
+    scale = history[now, 0] / history[stamp, 0]
+    return scale, history[now, 0] * (history[now, 1] - history[stamp, 1])
+
+
+@inner
 def _prefetch(x, stamps, row, width):
     """Rows lie all over the memory, where the processor does not see them coming."""
-    prefetch(stamps, 2 * row)
+    prefetch(stamps[0], row)
     for i in range(row * width, (row + 1) * width, _LINE_BYTES // x.itemsize):
         prefetch(x, i)
 
 
 @jit
-def look_up(x, stamps, ids, product, total_threshold, out, kind, width):
+def look_up(x, stamps, ids, out, kind, width):
     """Write the true rows of the ids to `out`; see `lookup_rows`."""
-    _share_look_up(ids.size, out.size, (x, stamps, ids, product, total_threshold, out, kind, width))
+    _share_look_up(ids.size, out.size, (x, stamps, ids, out, kind, width))
 
 
 @inner
-def _look_up(first, last, x, stamps, ids, product, total_threshold, out, kind, width):
+def _look_up(first, last, x, stamps, ids, out, kind, width):
     for k in range(first, last):
         if k + _AHEAD < last:
             _prefetch(x, stamps, ids[k + _AHEAD], width)
-        true_row(ids[k], x, stamps, product, total_threshold, out, k * width, kind, width)
+        true_row(ids[k], x, stamps, out, k * width, kind, width)
 
 
 _share_look_up = sharing(_look_up)
 
 
 @inner
-def true_row(row, x, stamps, product, total_threshold, out, target, kind, width):
+def true_row(row, x, stamps, out, target, kind, width):
     """Write the true values of a row to `out`, from its element `target` on; `out` may be the memory of `x`.
 
     `kind` is any array of the dtype of the arithmetic.
     """
     start, tail = row * width, width - width % LANES
-    scale = kind.dtype.type(product / stamps[row, 0])
-    threshold = kind.dtype.type(product * (total_threshold - stamps[row, 1]))
+    scale, threshold = shrink_of(stamps, row)
+    scale, threshold = kind.dtype.type(scale), kind.dtype.type(threshold)
     for i in range(0, tail, LANES):
         store(out, target + i, shrunk(load(x, start + i), scale, threshold))
     if tail < width:
@@ -254,19 +286,17 @@ def true_row(row, x, stamps, product, total_threshold, out, target, kind, width)
 
 
 @inner
-def sum_bags(x, stamps, ids, splits, weights, product, total_threshold, out, width):
+def sum_bags(x, stamps, ids, splits, weights, out, width):
     """Write the sum of the true rows of each bag of ids, times their weights, to `out`, in whose dtype it is computed.
 
     Bag b has the ids from `splits[b]` to before `splits[b + 1]`; without weights these are ones. The rows themselves
     are written nowhere.
     """
-    _share_sum_bags(
-        splits.size - 1, ids.size * width, (x, stamps, ids, splits, weights, product, total_threshold, out, width)
-    )
+    _share_sum_bags(splits.size - 1, ids.size * width, (x, stamps, ids, splits, weights, out, width))
 
 
 @inner
-def _sum_bags(first, last, x, stamps, ids, splits, weights, product, total_threshold, out, width):
+def _sum_bags(first, last, x, stamps, ids, splits, weights, out, width):
     kind = out.dtype.type
     for bag in range(first, last):
         target = bag * width
@@ -277,16 +307,16 @@ def _sum_bags(first, last, x, stamps, ids, splits, weights, product, total_thres
                 _prefetch(x, stamps, ids[i + _AHEAD], width)
             row = ids[i]
             start = row * width
-            scale = kind(product / stamps[row, 0])
-            threshold = kind(product * (total_threshold - stamps[row, 1]))
+            scale, threshold = shrink_of(stamps, row)
+            a, b = kind(scale), kind(threshold)
             weight = weights[i] if weights.size else kind(1)
             for column in range(0, width, LANES):
                 if column + LANES <= width:
-                    v = weight * in_order(x, shrunk(load(x, start + column), scale, threshold))
+                    v = weight * in_order(x, shrunk(load(x, start + column), a, b))
                     store(out, target + column, load(out, target + column) + v)
                 else:
                     count = width - column
-                    v = weight * in_order(x, shrunk(load_first(x, start + column, count), scale, threshold))
+                    v = weight * in_order(x, shrunk(load_first(x, start + column, count), a, b))
                     store_first(out, target + column, load_first(out, target + column, count) + v, count)
 
 
@@ -347,35 +377,35 @@ def _tally(tallies, old, new, scale, threshold, alive):
 
 
 @jit
-def _update_all(x, stamps, rows, product, total_threshold, step, measured, changes, width):
-    arguments = (x, stamps, rows, product, total_threshold, step, measured, changes, width)
-    _share_update(groups(rows.size), step.size, arguments)
+def _update_all(x, stamps, rows, step, measured, changes, width):
+    _share_update(groups(rows.size), step.size, (x, stamps, rows, step, measured, changes, width))
 
 
 @inner
-def _update(first, last, x, stamps, rows, product, total_threshold, step, measured, changes, width):
+def _update(first, last, x, stamps, rows, step, measured, changes, width):
     for group in range(first, last):
-        update(group, x, stamps, rows, product, total_threshold, step, measured, changes, width)
+        update(group, x, stamps, rows, step, measured, changes, width)
 
 
 @inner
-def update(group, x, stamps, rows, product, total_threshold, step, measured, changes, width):
-    """Shrink, step and stamp the rows of a group; see `update_rows`.
+def update(group, x, stamps, rows, step, measured, changes, width):
+    """Shrink, step and stamp the rows of a group; see `update_rows` and `shrink_of`.
 
     `changes`, of shape (groups, `CHANGES`), may be None; `measured` is the total threshold when the sums were measured,
     whose changes they are.
     """
     tail = width - width % LANES
+    written, history, now = stamps
     tallies = (zeros(), zeros(), zeros(), zeros())
     for k in range(group * GROUP, min((group + 1) * GROUP, rows.size)):
         if k + _AHEAD < rows.size:
             _prefetch(x, stamps, rows[k + _AHEAD], width)
         row = rows[k]
         start, source = row * width, k * width
-        scale = product / stamps[row, 0]
-        threshold = product * (total_threshold - stamps[row, 1])
-        alive = stamps[row, 0] * max(0.0, measured - stamps[row, 1])
-        stamps[row, 0], stamps[row, 1] = product, total_threshold
+        scale, threshold = shrink_of(stamps, row)
+        stamp = np.int64(written[row])
+        alive = history[stamp, 0] * max(0.0, measured - history[stamp, 1])
+        written[row] = now
         a, b = step.dtype.type(scale), step.dtype.type(threshold)
         for i in range(0, tail, LANES):
             old = load(x, start + i)

@@ -15,27 +15,27 @@ from fastreg_kernels.cpu.vector import LANES, load, load_first, ones, total, whe
 
 
 @inner
-def write(x, stamps, product, threshold, out, kind, width):
-    """The true values of all rows, written to `out`; for the arguments see `rows.true_row` and `rows.update_rows`."""
-    _share_write(stamps.shape[0], x.size, (x, stamps, product, threshold, out, kind, width))
+def write(x, stamps, out, kind, width):
+    """The true values of all rows, written to `out`; for the arguments see `rows.true_row` and `rows.shrink_of`."""
+    _share_write(stamps[0].size, x.size, (x, stamps, out, kind, width))
 
 
 @inner
-def _write(first, last, x, stamps, product, threshold, out, kind, width):
+def _write(first, last, x, stamps, out, kind, width):
     for row in range(first, last):
-        true_row(row, x, stamps, product, threshold, out, row * width, kind, width)
+        true_row(row, x, stamps, out, row * width, kind, width)
 
 
 _share_write = launch.sharing(_write)
 
 
 @inner
-def measure(x, stamps, product, threshold, kind, width):
+def measure(x, stamps, kind, width):
     """`[sum(|w|), sum(w²), count of w ≠ 0]` of the true values w, accumulated in float64."""
     height = max(1, launch.BLOCK // max(1, width))
-    chunks = -(-stamps.shape[0] // height)
+    chunks = -(-stamps[0].size // height)
     partials = np.empty((chunks, 3))
-    _share_measure(chunks, x.size, (height, x, stamps, product, threshold, partials, kind, width))
+    _share_measure(chunks, x.size, (height, x, stamps, partials, kind, width))
     result = np.zeros(3)
     for chunk in range(chunks):
         result += partials[chunk]
@@ -43,13 +43,13 @@ def measure(x, stamps, product, threshold, kind, width):
 
 
 @inner
-def _measure(first, last, height, x, stamps, product, threshold, partials, kind, width):
+def _measure(first, last, height, x, stamps, partials, kind, width):
     rows = np.empty(height * width, x.dtype)  # rounded, as they would be stored
     for chunk in range(first, last):
         start = chunk * height
-        stop = min(start + height, stamps.shape[0])
+        stop = min(start + height, stamps[0].size)
         for row in range(start, stop):
-            true_row(row, x, stamps, product, threshold, rows, (row - start) * width, kind, width)
+            true_row(row, x, stamps, rows, (row - start) * width, kind, width)
         size = (stop - start) * width
         tail = size - size % LANES
         tallies = (zeros(), zeros(), zeros())

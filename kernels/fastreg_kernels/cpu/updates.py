@@ -239,14 +239,14 @@ def _centered_rmsprop(first, last, table, gradient, where, width, slots, rate, s
 
 @inner
 def _ftrl(first, last, table, gradient, where, width, slots, rate, settings, number):
-    x, stamps, product, threshold = table
+    x, stamps = table
     kind = gradient.dtype.type
     l1, twice_l2, pull = kind(settings[0]), kind(2.0 * settings[1]), kind(2.0 * settings[2])
     beta, inverse = kind(settings[3]), kind(1.0 / rate)
     for k in range(first, last):
         source, target = k * width, where[k] * width
-        a = kind(product / stamps[where[k], 0])
-        b = kind(product * (threshold - stamps[where[k], 1]))
+        scale, threshold = rows.shrink_of(stamps, where[k])
+        a, b = kind(scale), kind(threshold)
         for column in range(0, width, LANES):
             count = min(LANES, width - column)
             g = _get(gradient, source + column, count)
@@ -275,14 +275,14 @@ def _put(x, i, v, count):
         store_first(x, i, v, count)
 
 
-def apply(rule, x, stamps, where, gradient, product, threshold, state, measured, changes, width):
+def apply(rule, x, stamps, where, gradient, state, measured, changes, width):
     """Update the rows `where`, each of which occurs once; `gradient` is theirs, and is written over.
 
     Parameters
     ----------
     rule : int
         Known when this is compiled.
-    x, stamps, product, threshold, measured, changes, width
+    x, stamps, measured, changes, width
         As in `rows.update`; `changes` is empty where they are not wanted.
     state : tuple
         What the rule needs: a tuple of two slots, which are flat arrays in the dtype of the gradient, empty where the
@@ -293,14 +293,14 @@ def apply(rule, x, stamps, where, gradient, product, threshold, state, measured,
 
 
 @overload(apply, prefer_literal=True)
-def _apply_rule(rule, x, stamps, where, gradient, product, threshold, state, measured, changes, width):
+def _apply_rule(rule, x, stamps, where, gradient, state, measured, changes, width):
     share = _SHARES[rule.literal_value]
 
-    def shared(rule, x, stamps, where, gradient, product, threshold, state, measured, changes, width):
+    def shared(rule, x, stamps, where, gradient, state, measured, changes, width):
         share(
             rows.groups(where.size),
             gradient.size,
-            (x, stamps, where, gradient, product, threshold, state, measured, changes, width),
+            (x, stamps, where, gradient, state, measured, changes, width),
         )
 
     return shared
@@ -310,14 +310,14 @@ def _applying(take_step: Any) -> Any:
     """The task of a rule; the step is its function."""
 
     @inner
-    def task(first, last, x, stamps, where, gradient, product, threshold, state, measured, changes, width):
+    def task(first, last, x, stamps, where, gradient, state, measured, changes, width):
         for group in range(first, last):
             start, stop = group * rows.GROUP, min((group + 1) * rows.GROUP, where.size)
-            take_step(start, stop, (x, stamps, product, threshold), gradient, where, width, *state)
+            take_step(start, stop, (x, stamps), gradient, where, width, *state)
             if changes.size:
-                rows.update(group, x, stamps, where, product, threshold, gradient, measured, changes, width)
+                rows.update(group, x, stamps, where, gradient, measured, changes, width)
             else:
-                rows.update(group, x, stamps, where, product, threshold, gradient, measured, None, width)
+                rows.update(group, x, stamps, where, gradient, measured, None, width)
 
     return task
 

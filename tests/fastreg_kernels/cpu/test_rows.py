@@ -17,6 +17,23 @@ def dtype_of(name):
     return np.dtype(ml_dtypes.bfloat16 if name == "bfloat16" else name)
 
 
+NOW = 40
+"""The number of the present step."""
+
+
+def past(generator, count):
+    """Stamps of rows, and P and S of each step."""
+    history = np.stack([generator.uniform(0.5, 1, NOW + 3), generator.uniform(0, 0.5, NOW + 3)], axis=1)
+    history[NOW] = 0.4, 0.6
+    return generator.integers(0, NOW + 1, count).astype(np.float32), history
+
+
+def due(stamps, history):
+    """Scale and threshold of rows."""
+    written = history[stamps.astype(int)]
+    return 0.4 / written[:, 0], 0.4 * (0.6 - written[:, 1])
+
+
 def arithmetic(name):
     return np.dtype("float64" if name == "float64" else "float32")
 
@@ -49,22 +66,21 @@ def test_update_rows(name, width, sums, touched):
     generator = np.random.default_rng(width)
     count = touched + 5
     x = generator.normal(size=(count, width)).astype(dtype_of(name))
-    stamps = np.stack([generator.uniform(0.5, 1, count), generator.uniform(0, 0.5, count)], axis=1)
+    stamps, history = past(generator, count)
     rows = generator.permutation(count)[:touched].astype(np.int32)
     step = generator.normal(size=(touched, width)).astype(arithmetic(name))
-    product, total = 0.4, 0.6
-    before, marks = x.astype(np.float64), stamps.copy()
-    scale, threshold = product / marks[rows, 0], product * (total - marks[rows, 1])
-    shrunk = reference.shrink(before[rows], scale, threshold)
+    before, marks, steps = x.astype(np.float64), stamps.copy(), history.copy()
+    shrunk = reference.shrink(before[rows], *due(stamps[rows], history))
     expected = before.copy()
     expected[rows] = shrunk - step
-    change = fastreg_kernels.update_rows(x, stamps, rows, product, total, step, sums)
+    change = fastreg_kernels.update_rows(x, stamps, history, NOW, rows, step, sums)
     after = x.astype(np.float64)
     np.testing.assert_allclose(after, expected, rtol=TOLERANCES[name], atol=TOLERANCES[name])
     untouched = np.setdiff1d(np.arange(count), rows)
     np.testing.assert_array_equal(after[untouched], before[untouched])
-    marks[rows] = product, total
+    marks[rows] = NOW
     np.testing.assert_array_equal(stamps, marks)
+    np.testing.assert_array_equal(history, steps)
     exact = np.square(after[rows]).sum() - np.square(shrunk).sum()
     assert change == pytest.approx(exact if sums else 0, rel=1e-9, abs=1e-9)
 
@@ -76,11 +92,11 @@ def test_update_rows(name, width, sums, touched):
 def test_lookup_rows(name, width, index, looked_up):
     generator = np.random.default_rng(width)
     x = generator.normal(size=(300, width)).astype(dtype_of(name))
-    stamps = np.stack([generator.uniform(0.5, 1, 300), generator.uniform(0, 0.5, 300)], axis=1)
+    stamps, history = past(generator, 300)
     ids = generator.integers(0, 300, looked_up).astype(index)
     before, marks, out = x.copy(), stamps.copy(), np.full((looked_up, width), 7, x.dtype)
-    unique, positions = fastreg_kernels.lookup_rows(x, stamps, ids, 0.4, 0.6, out)
-    expected = reference.shrink(x[ids], 0.4 / stamps[ids, 0], 0.4 * (0.6 - stamps[ids, 1]))
+    unique, positions = fastreg_kernels.lookup_rows(x, stamps, history, NOW, ids, out)
+    expected = reference.shrink(x[ids], *due(stamps[ids], history))
     np.testing.assert_allclose(out.astype(np.float64), expected, rtol=TOLERANCES[name], atol=TOLERANCES[name])
     np.testing.assert_array_equal(x, before)
     np.testing.assert_array_equal(stamps, marks)
@@ -88,7 +104,7 @@ def test_lookup_rows(name, width, index, looked_up):
     assert unique.dtype == ids.dtype
     np.testing.assert_array_equal(unique[positions], ids)
     in_place = x.copy()  # the same bits as a flush gives
-    fastreg_kernels.shrink(in_place, 0.4 / stamps[:, 0], 0.4 * (0.6 - stamps[:, 1]), out=in_place)
+    fastreg_kernels.shrink(in_place, *due(stamps, history), out=in_place)
     np.testing.assert_array_equal(out, in_place[ids])
 
 
@@ -108,7 +124,8 @@ def test_ids_that_collide(ids, index):
 
 def test_nan_infinity_and_zero():
     x = np.array([[np.nan, np.inf, -np.inf, 0.0, -0.0, 0.1]])
-    fastreg_kernels.update_rows(x, np.array([[1.0, 0.0]]), np.array([0]), 0.5, 1.0, np.zeros((1, 6)), True)
+    stamps, history = np.zeros(1, np.float32), np.array([[1.0, 0.0], [0.5, 1.0]])
+    fastreg_kernels.update_rows(x, stamps, history, 1, np.array([0]), np.zeros((1, 6)), True)
     np.testing.assert_array_equal(x, [[np.nan, np.inf, -np.inf, 0, 0, 0]])
 
 
@@ -117,7 +134,7 @@ def test_nan_infinity_and_zero():
 def test_a_step_of_any_nan_makes_nan(name, bits):
     x = np.ones((1, 20), dtype_of(name))
     step = np.full((1, 20), bits, np.uint32).view(np.float32).astype(arithmetic(name))
-    fastreg_kernels.update_rows(x, np.array([[1.0, 0.0]]), np.array([0]), 1.0, 0.0, step, False)
+    fastreg_kernels.update_rows(x, np.zeros(1, np.float32), np.array([[1.0, 0.0]]), 0, np.array([0]), step, False)
     assert np.isnan(x).all()
 
 
@@ -132,10 +149,9 @@ def test_threads_leave_the_bits_alone(width, n, count, seed):
     try:
         for threads in (1, most):
             fastreg_kernels.set_num_threads(threads)
-            x, stamps = values.copy(), np.ones((n, 2))
-            change = fastreg_kernels.update_rows(
-                x, stamps, np.arange(n)[::-1].copy(), 0.5, 2.0, values[::-1].copy(), True
-            )
+            x, (stamps, history) = values.copy(), past(np.random.default_rng(seed), n)
+            rows, step = np.arange(n)[::-1].copy(), values[::-1].copy()
+            change = fastreg_kernels.update_rows(x, stamps, history, NOW, rows, step, True)
             results.append((fastreg_kernels.sum_rows(values, positions, count), x, stamps, change))
     finally:
         fastreg_kernels.set_num_threads(most)
@@ -143,7 +159,8 @@ def test_threads_leave_the_bits_alone(width, n, count, seed):
         np.testing.assert_array_equal(one, other)
 
 
-X, STAMPS, ROWS, STEP = np.ones((4, 3)), np.ones((4, 2)), np.array([1, 2]), np.ones((2, 3))
+X, STAMPS, HISTORY = np.ones((4, 3)), np.array([0, 1, 0, 1], np.float32), np.array([[1.0, 0.0], [0.5, 1.0]])
+ROWS, STEP = np.array([1, 2]), np.ones((2, 3))
 
 
 @pytest.mark.parametrize(
@@ -152,8 +169,15 @@ X, STAMPS, ROWS, STEP = np.ones((4, 3)), np.ones((4, 2)), np.array([1, 2]), np.o
         ({"x": np.ones(4)}, ValueError, "two dimensions"),
         ({"x": np.ones((4, 3), np.int32)}, TypeError, "dtype"),
         ({"x": np.asfortranarray(np.ones((4, 3)))}, ValueError, "C order"),
-        ({"stamps": np.ones((3, 2))}, ValueError, "stamps"),
-        ({"stamps": np.ones((4, 2), np.float32)}, ValueError, "stamps"),
+        ({"stamps": np.ones(3, np.float32)}, ValueError, "stamps"),
+        ({"stamps": np.ones(4)}, ValueError, "stamps"),
+        ({"stamps": np.array([0, 2, 0, 0], np.float32)}, ValueError, "stamps: expected 0 to 1"),
+        ({"stamps": np.array([0, -1, 0, 0], np.float32)}, ValueError, "stamps: expected 0 to 1"),
+        ({"stamps": np.array([0, np.nan, 0, 0], np.float32)}, ValueError, "stamps: expected 0 to 1"),
+        ({"history": np.ones((2, 3))}, ValueError, "history"),
+        ({"history": np.ones((2, 2), np.float32)}, ValueError, "history"),
+        ({"now": 2}, ValueError, "now: expected 0 to 1"),
+        ({"now": -1}, ValueError, "now: expected 0 to 1"),
         ({"rows": np.array([0, 4])}, ValueError, "0 to 3"),
         ({"rows": np.array([-1, 2])}, ValueError, "0 to 3"),
         ({"rows": np.array([1.0, 2.0])}, TypeError, "int32 or int64"),
@@ -163,18 +187,18 @@ X, STAMPS, ROWS, STEP = np.ones((4, 3)), np.ones((4, 2)), np.array([1, 2]), np.o
     ],
 )
 def test_errors_of_update_rows(change, error, message):
-    arguments = {"x": X.copy(), "stamps": STAMPS.copy(), "rows": ROWS, "step": STEP} | change
+    arguments = {"x": X.copy(), "stamps": STAMPS.copy(), "history": HISTORY, "now": 1, "rows": ROWS, "step": STEP}
     with pytest.raises(error, match=message):
-        fastreg_kernels.update_rows(product=0.5, total=1.0, sums=False, **arguments)
+        fastreg_kernels.update_rows(sums=False, **arguments | change)
 
 
 @pytest.mark.parametrize("ids", [[0, 4], [-1], [[0, 1]], [0.5]])
 def test_errors_of_lookup_rows(ids):
     array = np.array(ids)
     with pytest.raises((TypeError, ValueError), match="ids"):
-        fastreg_kernels.lookup_rows(X, STAMPS, array, 0.5, 1.0, np.empty((len(ids), 3)))
+        fastreg_kernels.lookup_rows(X, STAMPS, HISTORY, 1, array, np.empty((len(ids), 3)))
     with pytest.raises(ValueError, match="out"):
-        fastreg_kernels.lookup_rows(X, STAMPS, np.array([0, 1]), 0.5, 1.0, np.empty((3, 3)))
+        fastreg_kernels.lookup_rows(X, STAMPS, HISTORY, 1, np.array([0, 1]), np.empty((3, 3)))
 
 
 @pytest.mark.parametrize("name", ["x", "stamps"])
@@ -182,7 +206,7 @@ def test_what_is_read_only(name):
     arguments = {"x": X.copy(), "stamps": STAMPS.copy()}
     arguments[name].flags.writeable = False
     with pytest.raises(ValueError, match="writable"):
-        fastreg_kernels.update_rows(rows=ROWS, product=0.5, total=1.0, step=STEP, sums=False, **arguments)
+        fastreg_kernels.update_rows(history=HISTORY, now=1, rows=ROWS, step=STEP, sums=False, **arguments)
 
 
 @pytest.mark.parametrize(

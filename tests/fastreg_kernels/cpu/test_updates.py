@@ -11,7 +11,7 @@ from fastreg_kernels.cpu.jit import jit
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-ROWS = 1000
+ROWS, NOW = 1000, 50
 EPSILON = 1e-7
 ADAM, RMSPROP = np.array([0.9, 0.999, EPSILON]), np.array([0.75, EPSILON])
 FTRL = {"l1": 0.5, "l2": 0.25, "shrinkage": 0.125, "beta": 0.0625}
@@ -47,24 +47,24 @@ def step_of(rule):
     """What a native op does between its inputs and outputs; returns how the sums change."""
 
     @jit
-    def step(x, stamps, ids, values, product, threshold, state, measured, width, scale):
+    def step(x, stamps, ids, values, state, measured, width, scale):
         where, positions = distinct(ids)
         gradient = updates.summed(values, positions, where.size, scale, width)
         changes = np.empty((rows.groups(where.size), rows.CHANGES))
-        updates.apply(rule, x, stamps, where, gradient, product, threshold, state, measured, changes, width)
+        updates.apply(rule, x, stamps, where, gradient, state, measured, changes, width)
         return changes
 
     return step
 
 
 @jit
-def write(x, stamps, product, threshold, out, kind, width):
-    tables.write(x, stamps, product, threshold, out, kind, width)
+def write(x, stamps, out, kind, width):
+    tables.write(x, stamps, out, kind, width)
 
 
 @jit
-def measure(x, stamps, product, threshold, kind, width):
-    return tables.measure(x, stamps, product, threshold, kind, width)
+def measure(x, stamps, kind, width):
+    return tables.measure(x, stamps, kind, width)
 
 
 class Table:
@@ -77,7 +77,9 @@ class Table:
         self.dtype, self.rule, self.width = np.dtype(dtype), rule, width
         kind = _arrays.arithmetic_dtype(self.dtype)
         self.x = generator.normal(size=(ROWS, width)).astype(self.dtype)
-        self.stamps = np.stack([generator.uniform(1, 2, ROWS), generator.uniform(0, 0.01, ROWS)], axis=1)
+        self.history = np.stack([generator.uniform(1, 2, NOW + 1), generator.uniform(0, 0.01, NOW + 1)], axis=1)
+        self.history[NOW] = 0.9, 0.02
+        self.stamps = generator.integers(0, NOW, ROWS).astype(np.float32)
         self.ids = ((generator.zipf(1.3, count) - 1) % ROWS).astype(np.int32)
         self.values = generator.normal(size=(count, width)).astype(kind)
         per_row = 1 if rule == updates.ROWWISE_ADAGRAD else width
@@ -85,16 +87,18 @@ class Table:
         self.first = np.full((ROWS, per_row), start, kind)
         self.second = np.zeros((ROWS, 1 if rule == updates.ROWWISE_ADAM else width), kind)
 
+    def written(self):
+        """P and S of the step in which each row was last written."""
+        return self.history[self.stamps.astype(int)]
+
     def run(self, number=0, scale=1.0, measured=0.02):
         """One step in place: the sums of what changed."""
         settings = SETTINGS.get(self.rule, np.array([EPSILON]))
         return step_of(self.rule)(
             _arrays.stored(self.x.reshape(-1)),
-            self.stamps,
+            (self.stamps, self.history, NOW),
             self.ids,
             self.values.reshape(-1),
-            0.9,
-            0.02,
             ((self.first.reshape(-1), self.second.reshape(-1)), 0.25, settings, number),
             measured,
             self.width,
@@ -104,7 +108,7 @@ class Table:
     def expected(self, number=0, scale=1.0):
         """Weights and slots after a step, and the shrunk rows before it, in float64."""
         x, first, second = (array.astype(np.float64) for array in (self.x, self.first, self.second))
-        shrunk = _shrunk(x, self.stamps, 0.9, 0.02)
+        shrunk = _shrunk(x, self.written())
         dense = np.zeros_like(x)
         np.add.at(dense, self.ids, self.values.astype(np.float64))
         rows = np.unique(self.ids)
@@ -141,8 +145,8 @@ class Table:
         return after, first, second, shrunk
 
 
-def _shrunk(x, stamps, product, threshold):
-    a, b = product / stamps[:, :1], product * (threshold - stamps[:, 1:])
+def _shrunk(x, written):
+    a, b = 0.9 / written[:, :1], 0.9 * (0.02 - written[:, 1:])
     return np.sign(x) * np.maximum(0, a * np.abs(x) - b)
 
 
@@ -156,7 +160,7 @@ def test_a_step(rule, dtype, count, width):
     table = Table(dtype, width, count, RULES[rule])
     for number, scale, measured in ((0, 1.0, 0.02), (1, 0.5, 0.005)):
         after, first, second, shrunk = table.expected(number, scale)
-        before = table.stamps.copy()
+        before, written = table.stamps.copy(), table.written()
         start = table.x.astype(np.float64)
         changes = table.run(number, scale, measured)
         tolerance = TOLERANCE[dtype]
@@ -166,8 +170,8 @@ def test_a_step(rule, dtype, count, width):
         touched = np.unique(table.ids)
         idle = np.setdiff1d(np.arange(ROWS), touched)
         np.testing.assert_array_equal(table.stamps[idle], before[idle])
-        np.testing.assert_array_equal(table.stamps[touched], np.tile([0.9, 0.02], (len(touched), 1)))
-        new, old, marks = (np.abs(rows[touched]) for rows in (table.x.astype(np.float64), start, before))
+        np.testing.assert_array_equal(table.stamps[touched], np.full(len(touched), NOW))
+        new, old, marks = (np.abs(rows[touched]) for rows in (table.x.astype(np.float64), start, written))
         was_there = old > marks[:, :1] * np.maximum(0, measured - marks[:, 1:])
         old = np.where(was_there, 0.9 / marks[:, :1] * old - 0.9 * (0.02 - marks[:, 1:]), 0)
         if measured == 0.02:
@@ -210,16 +214,17 @@ def test_passes_over_whole_tables(dtype, width):
     table = Table(dtype, width, 0, updates.SGD)
     table.x[3] = 0
     rows = max(2, min(ROWS, 200_000 // width))
-    x, stamps = table.x[:rows], table.stamps[:rows]
+    x, stamps, written = table.x[:rows], table.stamps[:rows], table.written()[:rows]
+    stamps = (stamps, table.history, NOW)
     flat, of = _arrays.stored(np.ascontiguousarray(x).reshape(-1)), np.empty(0, _arrays.arithmetic_dtype(table.dtype))
     out = np.empty_like(flat)
-    write(flat, stamps, 0.9, 0.2, out, of, width)
-    expected = _shrunk(x.astype(np.float64), stamps, 0.9, 0.2)
-    written = out.view(table.dtype).reshape(rows, width).astype(np.float64)
-    np.testing.assert_allclose(written, expected, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
-    found = measure(flat, stamps, 0.9, 0.2, of, width)
-    np.testing.assert_allclose(found[:2], [np.abs(written).sum(), np.square(written).sum()], rtol=1e-12)
-    assert found[2] == (written != 0).sum() < written.size
+    write(flat, stamps, out, of, width)
+    expected = _shrunk(x.astype(np.float64), written)
+    true = out.view(table.dtype).reshape(rows, width).astype(np.float64)
+    np.testing.assert_allclose(true, expected, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
+    found = measure(flat, stamps, of, width)
+    np.testing.assert_allclose(found[:2], [np.abs(true).sum(), np.square(true).sum()], rtol=1e-12)
+    assert found[2] == (true != 0).sum() < true.size
     in_place = flat.copy()
-    write(in_place, stamps, 0.9, 0.2, in_place, of, width)
+    write(in_place, stamps, in_place, of, width)
     np.testing.assert_array_equal(in_place, out)
