@@ -117,14 +117,19 @@ def test_the_step_has_no_callback(lazy):
     assert [used.count(name) for name in sorted(NATIVE)] == [1, 1, 1]
 
 
+def of(operation, name):
+    """An input by its name."""
+    return dict(zip((argument.name for argument in operation.op_def.input_arg), operation.inputs, strict=True))[name]
+
+
 def test_the_update_takes_the_gradient_of_the_lookup_as_it_is(lazy):
     """Not concatenated with what the penalty adds to it, and taken apart again."""
     _, _, function = train_step(lazy.optimizer("adagrad"), fastreg.Embedding, fastreg.L1L2(1e-3, 1e-3))
     operations = [operation for graph in graphs(function, branches=True) for operation in graph.get_operations()]
     (update,) = (operation for operation in operations if operation.type == "FastregUpdate")
     (lookup,) = (operation for operation in operations if operation.type == "FastregLookup")
-    ids, gradient = update.inputs[9:11]
-    assert ids is lookup.inputs[5]
+    ids, gradient = of(update, "ids"), of(update, "gradient")
+    assert ids is of(lookup, "ids")
     assert gradient.op.type == "Reshape"
     (joined,) = (consumer for consumer in gradient.consumers() if consumer is not update)
     assert joined.type == "ConcatV2"

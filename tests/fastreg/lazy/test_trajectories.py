@@ -1,5 +1,7 @@
 """Long trainings against dense ones: Keras's own where the rules are the same, float64 oracles elsewhere."""
 
+import functools
+
 import keras
 import numpy as np
 import pytest
@@ -146,7 +148,32 @@ def test_the_threshold_restarts_before_it_loses_digits(lazy, float64):
     weights = plan.train(layer, lazy.optimizer("sgd", 0.5))
     expected = lazy.oracle(plan, "sgd", [0.5] * 300, l1=2.0, start=plan.start * 1000)
     assert lazy.error(weights, expected) < 1e-12
-    assert np.prod(layer.embeddings._value.numbers.numpy()[: state.SUM_ABS]) < 64
+    assert np.prod(layer.embeddings._value.numbers.numpy()[[state.PRODUCT, state.TOTAL]]) < 64
+
+
+@pytest.mark.parametrize("jit", [False, True])
+def test_a_history_that_is_full(lazy, float64, monkeypatch, jit):
+    """The table is flushed, and goes on; steps that shrink nothing take no place in the history."""
+    table = lazy.plan(1).layer(fastreg.L1L2(1e-6, 1e-4))
+    variable = table.embeddings._value
+    expected = variable.numpy()
+    optimizer = lazy.optimizer("sgd", 0.5)
+    step = tf.function(functools.partial(_penalised_step, table, optimizer), jit_compile=jit)
+    weight = tf.Variable(1.0, dtype=tf.float64)
+    for number in range(state.STEPS + 10):
+        penalised, rows = float(number % 1000 != 7), [2, 5] if number % 500 == 0 else [0]
+        weight.assign(penalised)
+        step(weight, tf.constant(rows))
+        expected = np.sign(expected) * np.maximum(0, np.abs(expected) * (1 - penalised * 1e-4) - penalised * 5e-7)
+        expected[rows] -= 0.5
+    assert variable.numbers.numpy()[state.STEP] == 6
+    assert lazy.error(variable.numpy(), expected) < 1e-10
+
+
+def _penalised_step(table, optimizer, weight, ids):
+    with tf.GradientTape() as tape:
+        loss = tf.reduce_sum(table(ids)) + weight * table.losses[0]
+    optimizer.apply(tape.gradient(loss, table.trainable_weights), table.trainable_weights)
 
 
 @pytest.mark.parametrize("where", ["branch", "function", "neither"])
