@@ -31,7 +31,7 @@ def training(settings: Settings) -> Iterator[Line]:
 
 def _model(layer: Callable[[Bags], keras.layers.Layer], bags: Bags) -> keras.Model:
     # Where weights start as zeros, Ftrl of rows that are touched is Ftrl of all.
-    optimizer = keras.optimizers.Ftrl(0.05, l1_regularization_strength=0.1, l2_regularization_strength=0.01)
+    optimizer = keras.optimizers.Ftrl(0.05, l1_regularization_strength=1e-4, l2_regularization_strength=1e-4)
 
     def reduce() -> models.Reduce:
         table = layer(bags)

@@ -1,4 +1,4 @@
-"""Line 1: bags of ids, summed by lazily regularised tables, by `keras_rs` and by FBGEMM."""
+"""Line 1: bags of ids, summed by lazily regularised tables, and by `keras_rs` and FBGEMM without a regularizer."""
 
 from __future__ import annotations
 
@@ -47,17 +47,15 @@ def training(settings: Settings) -> Iterator[Line]:
             worker = stack.enter_context(Worker("fastreg_benchmarks.pytorch.bags:step", arguments))
             runs["fbgemm"] = worker.run
         timed = measure(runs, settings)
-    what = f"{bags.tables} tables of {bags.rows:,} x {bags.width}, {bags.batch:,} bags of {bags.bag} summed in each"
-    what = f"{what}, Adagrad: lazy with L1L2, times faster than"
+    what = f"{bags.tables} tables of {bags.rows:,} x {bags.width}, {bags.batch:,} bags of {bags.bag}, summed, in each"
+    what = f"{what}: lazy with L1L2, times faster than"
     if "keras_rs" in timed:
-        yield compared(
-            1, f"{what} {library} without a regularizer", timed["keras_rs"], timed["lazy"], least=LEAST_AGAINST_KERAS
-        )
+        yield compared(1, f"{what} {library}", timed["keras_rs"], timed["lazy"], least=LEAST_AGAINST_KERAS)
     else:
         yield Line(1, f"{what} {library}", f"at least {LEAST_AGAINST_KERAS:g}", _install("keras-rs"), INFORMATION)
-    yield compared(1, f"{what} keras.layers.Embedding and a sum, without one", timed["keras"], timed["lazy"])
+    yield compared(1, f"{what} keras.layers.Embedding and a sum", timed["keras"], timed["lazy"])
     if "fbgemm" in timed:
-        yield compared(1, f"{what} {fbgemm} without one", timed["fbgemm"], timed["lazy"], least=LEAST_AGAINST_FBGEMM)
+        yield compared(1, f"{what} {fbgemm}", timed["fbgemm"], timed["lazy"], least=LEAST_AGAINST_FBGEMM)
     else:
         yield Line(1, f"{what} {fbgemm}", f"at least {LEAST_AGAINST_FBGEMM:g}", _install(*missing), INFORMATION)
 
