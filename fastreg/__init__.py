@@ -13,6 +13,7 @@ from fastreg._version import __version__
 from fastreg.copies import to_keras
 from fastreg.embed_reduce import EmbedReduce
 from fastreg.embedding import Embedding
+from fastreg.metrics import PenaltyMetric
 from fastreg.models import accelerate, inspect
 from fastreg.ops import l1_l2_penalty
 from fastreg.optimizers import LazyRegularization
@@ -25,6 +26,7 @@ __all__ = [
     "EmbedReduce",
     "Embedding",
     "LazyRegularization",
+    "PenaltyMetric",
     "__version__",
     "accelerate",
     "clear_buffers",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,6 +11,7 @@ from fastreg._candidates import candidates
 from fastreg._changes import Changes
 from fastreg._tables import rules
 from fastreg._tables.table import LazyTable
+from fastreg._traces import forget_traces_of
 from fastreg.embedding import Embedding
 from fastreg.optimizers import LazyRegularization, unscaled, unwrapped
 from fastreg.regularizers import _Penalty
@@ -73,7 +73,7 @@ def make_lazy(
     rules.explained.update(names)
     if differs:
         messages.append(f"The numbers will differ from Keras's: {'; '.join(differs)}.")
-    _forget_traces(converted, changes)
+    forget_traces_of(converted, changes)
     return messages
 
 
@@ -147,27 +147,3 @@ def _convert(layer: keras.layers.Embedding, penalty: _Penalty, changes: Changes)
 
 def _is_lazy(layer: keras.layers.Layer) -> bool:
     return isinstance(layer, Embedding) and layer.scope == "table" and layer.embeddings_regularizer is not None
-
-
-def _forget_traces(layers: Sequence[keras.layers.Layer], changes: Changes) -> None:
-    """Have every model in the process that has one of these layers trace its functions anew.
-
-    Models share layers without knowing of each other. One that went on with what it traced would use the old memory.
-    """
-    if not layers:
-        return
-    converted = {id(layer) for layer in layers}
-    for model in gc.get_objects():
-        # By its type: some objects look like others when they are asked.
-        if not issubclass(type(model), keras.Model) or not hasattr(model, "_layers"):
-            continue
-        if any(id(layer) in converted for layer in model._flatten_layers()):
-            forget_traces(model, changes)
-
-
-def forget_traces(model: keras.Model, changes: Changes) -> None:
-    """Have a model trace its functions anew when they are next used, also by a `fit` that is under way."""
-    for kind in ("train", "test", "predict"):
-        if getattr(model, f"{kind}_function", None) is not None:
-            changes.set(model, f"{kind}_function", None)
-            getattr(model, f"make_{kind}_function")()

@@ -15,6 +15,7 @@ from keras.src.saving.serialization_lib import SafeModeScope
 
 from fastreg._changes import Changes
 from fastreg.embedding import Embedding
+from fastreg.metrics import PenaltyMetric
 from fastreg.models import layers_of, one_for_one, replace
 from fastreg.optimizers import LazyRegularization, LossScaledLazyRegularization, unscaled, unwrapped
 from fastreg.regularizers import REPLACEMENTS, _Penalty
@@ -42,7 +43,8 @@ def to_keras(model: keras.Model) -> keras.Model:
     -------
     keras.Model
         `fastreg.L1`, `L2` and `L1L2` are those of `keras.regularizers` with the factors of the moment, a
-        `fastreg.Embedding` is a `keras.layers.Embedding`, and the optimizer is what `fastreg.LazyRegularization` wraps.
+        `fastreg.Embedding` is a `keras.layers.Embedding`, the optimizer is what `fastreg.LazyRegularization` wraps, and
+        there is no `fastreg.PenaltyMetric`.
 
     Raises
     ------
@@ -96,7 +98,7 @@ def _compile_as(original: keras.Model, copy: keras.Model) -> None:
     config = original.get_compile_config()
     if not config:
         return
-    copy.compile_from_config(_without_wrappers(config))
+    copy.compile_from_config(_without_fastreg(config))
     if not copy.compiled or not original.optimizer.built:
         return
     if any(wrapper.tables_optimizer is not None for wrapper in _wrappers([original])):
@@ -108,13 +110,22 @@ def _compile_as(original: keras.Model, copy: keras.Model) -> None:
     copy.optimizer.load_own_variables({str(index): value for index, value in enumerate(state)})
 
 
-def _without_wrappers(config: Any) -> Any:
-    """A configuration with each wrapper's replaced by that of the optimizer that it wraps."""
+def _without_fastreg(config: Any) -> Any:
+    """A configuration with each wrapper's replaced by that of the optimizer that it wraps, and without metrics of
+    penalties.
+    """
     if isinstance(config, dict):
-        if config.get("registered_name") in [keras.saving.get_registered_name(cls) for cls in _WRAPPERS]:
+        if _is_of(config, *_WRAPPERS):
             config = config["config"]["optimizer"]
-        return {key: _without_wrappers(value) for key, value in config.items()}
-    return [_without_wrappers(value) for value in config] if isinstance(config, list) else config
+        return {key: None if _is_of(value, PenaltyMetric) else _without_fastreg(value) for key, value in config.items()}
+    if isinstance(config, list):
+        return [_without_fastreg(value) for value in config if not _is_of(value, PenaltyMetric)]
+    return config
+
+
+def _is_of(config: Any, *classes: type) -> bool:
+    names = [keras.saving.get_registered_name(cls) for cls in classes]
+    return isinstance(config, dict) and config.get("registered_name") in names
 
 
 def _unregistered(layers: Sequence[keras.layers.Layer]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 from keras.src.backend.common.variables import AutocastScope
 
-from fastreg import _scopes
+from fastreg import _rows, _scopes
 from fastreg._bridges import saving
 from fastreg._tables.table import LazyTable, check_one_device, not_converted
 from fastreg.regularizers import _Penalty, lazy_penalty
@@ -289,6 +289,83 @@ class Embedding(keras.layers.Embedding):  # type: ignore[misc]
         if table is None:
             return 1.0 - float(np.count_nonzero(self._embeddings.numpy()) / (self.input_dim * self.output_dim))
         return table.sparsity()
+
+    @not_converted
+    def read_rows(self, ids: Any) -> tf.Tensor:
+        """True weights of some rows, at any moment; only these are read.
+
+        Parameters
+        ----------
+        ids : tensor, array or list of int
+            Of any shape, from 0 to `input_dim - 1`.
+
+        Returns
+        -------
+        tf.Tensor of shape `(*ids.shape, output_dim)`
+            In the dtype of the variable, without a gradient; `lookup` has one.
+
+        Raises
+        ------
+        TypeError
+            If the ids are no integers.
+        ValueError
+            If one is none of the rows; in a graph `tf.errors.InvalidArgumentError`, when it runs.
+        """
+        self._table()
+        return _rows.read(self, ids)
+
+    @not_converted
+    def write_rows(self, ids: Any, values: Any) -> None:
+        """Set some rows to these weights, whatever shrink they had to come; only these are written.
+
+        Slots of the optimizer stay as they are. The penalty is measured anew in the next step.
+
+        Parameters
+        ----------
+        ids : tensor, array or list of int
+            Of any shape, from 0 to `input_dim - 1`. Of an id that occurs several times the last value stays.
+        values : tensor, array, list or number
+            What can be broadcast to `(*ids.shape, output_dim)`: 0 empties the rows.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As `read_rows`, also if the values have another shape or are no numbers. Nothing is written then.
+        RuntimeError
+            In code that XLA compiles.
+        """
+        self._table()
+        _rows.write(self, ids, values)
+
+    def empty_rows(self) -> np.ndarray[Any, np.dtype[np.int64]]:
+        """The ids, ascending, of rows whose weights are all exactly zero, as L1 makes them: what can be pruned."""
+        self._table()
+        return _rows.empty(self)
+
+    def resize(self, rows: int, initializer: Any = None) -> None:
+        """Have the table end at so many rows.
+
+        Rows that there were keep their weights, and their slots in a `LazyRegularization`; new ones are made by the
+        initializer, and their slots begin as all do; what is beyond the end is gone. The layer, its variable and the
+        optimizer stay the same objects, and Keras's functions of models with the layer are traced anew; functions
+        of your own have to be made anew. All is done, or nothing.
+
+        Parameters
+        ----------
+        rows : int
+            `input_dim` from then on.
+        initializer : optional
+            Of the new rows; by default `embeddings_initializer`.
+
+        Raises
+        ------
+        ValueError
+            If the layer is quantized or adapted by LoRA; without a lazily regularised table also if an optimizer of
+            Keras's keeps numbers for its weights, or under a distribution strategy.
+        RuntimeError
+            In a function that is traced.
+        """
+        _rows.resize(self, rows, initializer)
 
     def enable_lora(self, rank: int, **kwargs: Any) -> None:
         """As Keras's layer, without a regularizer of the whole table only."""

@@ -16,8 +16,9 @@ from fastreg._bridges import choose
 from fastreg._bridges.counters import Choice
 from fastreg._candidates import candidates
 from fastreg._changes import Changes
-from fastreg._lazy import forget_traces, make_lazy
+from fastreg._lazy import make_lazy
 from fastreg._tables.table import LazyTable, not_converted
+from fastreg._traces import forget_traces
 from fastreg.embedding import Embedding
 from fastreg.regularizers import REPLACEMENTS, _Penalty, replaced
 

@@ -53,6 +53,12 @@ def update(variable: Any, gradient: Any, step: Any, factors: tf.Tensor) -> None:
     )
 
 
+def write_rows(variable: Any, ids: tf.Tensor, values: tf.Tensor) -> None:
+    """See `TableVariable.write_rows`."""
+    table_ops.WRITE_ROWS.prepare(variable.dtype, ids.dtype)
+    table_ops.WRITE_ROWS(*_table(variable), ids, values, **{NAME: variable.path})
+
+
 def flush(variable: Any) -> None:
     """See `TableVariable.flush`."""
     table_ops.FLUSH.prepare(variable.dtype)

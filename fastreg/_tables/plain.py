@@ -121,6 +121,14 @@ def update_rows(variable: Any, ids: tf.Tensor, gradient: tf.Tensor, step: Any, f
         _when(due, lambda: _write(variable))
 
 
+def write_rows(variable: Any, ids: tf.Tensor, values: tf.Tensor) -> None:
+    """See `TableVariable.write_rows`."""
+    numbers = _numbers(variable)
+    _scatter(variable, ids, values)
+    _scatter(variable.stamps, ids, tf.fill(tf.shape(ids), tf.cast(numbers[state.STEP], tf.float32)))
+    _set_numbers(variable, tf.tensor_scatter_nd_update(numbers, [[state.AGE]], [state.OLD]))
+
+
 def flush(variable: Any) -> None:
     """See `TableVariable.flush`."""
     _when(_numbers(variable)[state.STEP] != 0.0, lambda: _write(variable))

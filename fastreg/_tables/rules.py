@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -11,12 +12,12 @@ import tensorflow as tf
 from fastreg_kernels.cpu import updates
 from keras.src.utils.tracking import DotNotTrackScope
 
+from fastreg._bridges import support
 from fastreg._bridges.support import arithmetic_dtype
 from fastreg._changes import Changes
-from fastreg._tables.table import LazyTable
+from fastreg._tables import formulas
+from fastreg._tables.table import LazyTable, exchange, with_rows
 from fastreg._tables.variable import OwnVariable
-
-Slots = Sequence[keras.Variable]
 
 _UNSUPPORTED = ("momentum", "amsgrad", "use_ema", "gradient_accumulation_steps")
 
@@ -67,7 +68,8 @@ class Step(NamedTuple):
         """The same rule in TensorFlow's ops: updates the slots, and returns what to subtract from these rows, whose
         shrunk weights are given.
         """
-        return _PLAIN[self.rule](self, rows, weights, gradient, tf.cast(self.rate, gradient.dtype))
+        rate = tf.cast(self.rate, gradient.dtype)
+        return formulas.STEPS[self.rule](self, rows, weights, gradient, rate)
 
 
 class Rule:
@@ -87,7 +89,8 @@ class Rule:
 
     def __init__(self, number: int, optimizer: Any, implicit: bool, beside: Any) -> None:
         self._number, self._optimizer, self._implicit, self._beside = number, optimizer, implicit, beside
-        self._slots: dict[int, tuple[keras.Variable, ...]] = {}
+        self._slots: dict[int, tuple[Slot, ...]] = {}
+        _all.add(self)
 
     def check(self) -> None:
         """See that the optimizer's options, which may have been set since, have a row-wise form.
@@ -124,7 +127,7 @@ class Rule:
         """Those of all tables."""
         return [slot for slots in self._slots.values() for slot in slots]
 
-    def build(self, table: LazyTable, add_slot: Callable[..., keras.Variable], changes: Changes) -> None:
+    def build(self, table: LazyTable, add_slot: Callable[..., Slot], changes: Changes) -> None:
         """Make the slots of a table, in the dtype of the arithmetic."""
         changes.keep(self._slots)
         per_weight, dtype = tuple(table.shape), arithmetic_dtype(table.dtype).name
@@ -142,13 +145,22 @@ class Rule:
         """What initializes a slot: what the optimizer has in its own, if it was built with the table."""
         position = next((i for i, v in enumerate(self._optimizer._trainable_variables) if v is table), None)
         if position is None:
-            is_accumulator = _OF_KERAS[name] == "_accumulators"
-            return keras.initializers.Constant(self._optimizer.initial_accumulator_value if is_accumulator else 0.0)
+            return keras.initializers.Constant(self._first(name))
         with tf.init_scope():
             value = tf.convert_to_tensor(getattr(self._optimizer, _OF_KERAS[name])[position])
             if name.startswith("row_"):
                 value = tf.reduce_mean(value, axis=1, keepdims=True)
         return lambda shape, dtype: tf.cast(value, dtype)  # noqa: ARG005
+
+    def _first(self, name: str) -> float:
+        """What a slot begins with."""
+        is_accumulator = _OF_KERAS[name] == "_accumulators"
+        return float(self._optimizer.initial_accumulator_value) if is_accumulator else 0.0
+
+    def resize(self, table: LazyTable, rows: int, changes: Changes) -> None:
+        """Have the slots of a table end at so many rows; new ones begin as all began."""
+        for name, slot in zip(_SLOTS[self._number], self._slots[id(table)], strict=True):
+            slot.resize(rows, self._first(name), changes)
 
     def release(self, tables: Sequence[LazyTable], changes: Changes) -> None:
         """Make the optimizer one that was built without these tables; it keeps everything else."""
@@ -284,91 +296,27 @@ def set_list(optimizer: Any, name: str, items: Sequence[Any]) -> None:
         setattr(optimizer, name, list(items))
 
 
+_all: weakref.WeakSet[Rule] = weakref.WeakSet()
+
+
+def of_table(table: LazyTable) -> list[Rule]:
+    """The rules that have slots for a table."""
+    return [rule for rule in _all if rule.knows(table)]
+
+
 class Slot(keras.Variable):  # type: ignore[misc]
     """An optimizer's variable that native ops write to."""
 
+    def resize(self, rows: int, first: float, changes: Changes) -> None:
+        """See `Rule.resize`."""
+        old = self._value
+        with support.beside(old):
+            resized = with_rows(old.stored(), rows, lambda shape: tf.fill(shape, tf.constant(first, old.dtype)))
+            value = OwnVariable(lambda: resized, dtype=old.dtype, trainable=False)
+        exchange(self, value, changes)
+
     def _initialize(self, value: Any) -> None:
         self._value = OwnVariable(value if callable(value) else lambda: value, dtype=self._dtype, trainable=False)
-
-
-def _sgd(step: Step, rows: tf.Tensor, weights: tf.Tensor, gradient: tf.Tensor, rate: tf.Tensor) -> tf.Tensor:  # noqa: ARG001
-    return rate * gradient
-
-
-def _adagrad(step: Step, rows: tf.Tensor, weights: tf.Tensor, gradient: tf.Tensor, rate: tf.Tensor) -> tf.Tensor:  # noqa: ARG001
-    squares = _squares(gradient, step.slots[0])
-    (accumulator,) = _advance(step.slots, rows, lambda old: [old[0] + squares])
-    return rate * gradient / tf.sqrt(accumulator + tf.constant(step.settings[0], gradient.dtype))
-
-
-def _adam(step: Step, rows: tf.Tensor, weights: tf.Tensor, gradient: tf.Tensor, rate: tf.Tensor) -> tf.Tensor:  # noqa: ARG001
-    beta_1, beta_2, epsilon, _ = step.settings
-    squares = _squares(gradient, step.slots[1])
-
-    def moments(old: list[tf.Tensor]) -> list[tf.Tensor]:
-        momentum, velocity = old
-        momentum += (gradient - momentum) * tf.constant(1.0 - beta_1, gradient.dtype)
-        return [momentum, velocity + (squares - velocity) * tf.constant(1.0 - beta_2, gradient.dtype)]
-
-    momentum, velocity = _advance(step.slots, rows, moments)
-    time = tf.cast(step.number + 1, tf.float64)
-    powers = [tf.pow(tf.constant(beta, tf.float64), time) for beta in (beta_1, beta_2)]
-    alpha = rate * tf.cast(tf.sqrt(1.0 - powers[1]) / (1.0 - powers[0]), gradient.dtype)
-    return alpha * momentum / (tf.sqrt(velocity) + tf.constant(epsilon, gradient.dtype))
-
-
-def _rmsprop(step: Step, rows: tf.Tensor, weights: tf.Tensor, gradient: tf.Tensor, rate: tf.Tensor) -> tf.Tensor:  # noqa: ARG001
-    rho, rest, epsilon = (
-        tf.constant(number, gradient.dtype) for number in (step.settings[0], 1.0 - step.settings[0], step.settings[1])
-    )
-    terms = [tf.square(gradient), gradient][: len(step.slots)]
-    velocity, *average = _advance(
-        step.slots, rows, lambda old: [rho * before + rest * term for before, term in zip(old, terms, strict=True)]
-    )
-    if average:
-        velocity -= tf.square(average[0])
-    return rate * gradient / tf.sqrt(velocity + epsilon)
-
-
-def _ftrl(step: Step, rows: tf.Tensor, weights: tf.Tensor, gradient: tf.Tensor, rate: tf.Tensor) -> tf.Tensor:
-    l1, l2, pull, beta = (tf.constant(number, gradient.dtype) for number in step.settings[:4])
-
-    def state(old: list[tf.Tensor]) -> list[tf.Tensor]:
-        accumulator, linear = old
-        grown = accumulator + tf.square(gradient)
-        growth = (tf.sqrt(grown) - tf.sqrt(accumulator)) / rate
-        return [grown, linear + gradient + 2.0 * pull * weights - growth * weights]
-
-    accumulator, linear = _advance(step.slots, rows, state)
-    beyond = linear - tf.clip_by_value(linear, -l1, l1)
-    return weights + beyond / ((tf.sqrt(accumulator) + beta) / rate + 2.0 * l2)
-
-
-_PLAIN = {
-    updates.SGD: _sgd,
-    updates.ADAGRAD: _adagrad,
-    updates.ROWWISE_ADAGRAD: _adagrad,
-    updates.ADAM: _adam,
-    updates.ROWWISE_ADAM: _adam,
-    updates.RMSPROP: _rmsprop,
-    updates.CENTERED_RMSPROP: _rmsprop,
-    updates.FTRL: _ftrl,
-}
-
-
-def _squares(gradient: tf.Tensor, slot: keras.Variable) -> tf.Tensor:
-    """What a slot is told of the squares of a gradient: all of them, or their means if it has one number per row."""
-    squares = tf.square(gradient)
-    return tf.reduce_mean(squares, axis=1, keepdims=True) if slot.shape[1] != gradient.shape[1] else squares
-
-
-def _advance(slots: Slots, rows: tf.Tensor, change: Callable[[list[tf.Tensor]], list[tf.Tensor]]) -> list[tf.Tensor]:
-    """New values of these rows of slots, written and returned. Only the rows are read."""
-    old = [tf.raw_ops.ResourceGather(resource=s.value.handle, indices=rows, dtype=s.value.dtype) for s in slots]
-    new = change(old)
-    for slot, values in zip(slots, new, strict=True):
-        tf.raw_ops.ResourceScatterUpdate(resource=slot.value.handle, indices=rows, updates=values)
-    return new
 
 
 def rule_of(optimizer: Any, rowwise: bool, implicit: bool, beside: Any) -> Rule:

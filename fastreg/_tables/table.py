@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -103,6 +104,20 @@ class LazyTable(keras.Variable):  # type: ignore[misc]
         self._initialize(weights)
         self.regularizer = regularizer
 
+    def resize(self, rows: int, initializer: Any, changes: Changes) -> None:
+        """Have the table end at so many rows; the initializer makes new ones, which are true as those that were there.
+
+        Slots are not the table's: see `rules.of_table`.
+        """
+        old = self._value
+        old.flush()
+        with support.beside(old):
+            resized = with_rows(old.stored(), rows, lambda shape: initializer(shape, dtype=self._dtype))
+            value = TableVariable(
+                lambda: resized, path=self.path, dtype=self._dtype, trainable=self.trainable, name=self.name
+            )
+        exchange(self, value, changes)
+
     @property
     def penalised_by(self) -> _Penalty:
         """The regularizer that was given."""
@@ -169,6 +184,11 @@ class LazyTable(keras.Variable):  # type: ignore[misc]
             rows.set_shape(ids.shape.concatenate([self._shape[1]]))
         return tf.cast(rows, dtype)
 
+    @not_converted
+    def write_rows(self, ids: tf.Tensor, values: tf.Tensor) -> None:
+        """See `TableVariable.write_rows`."""
+        self._value.write_rows(ids, values)
+
     def sum_bags(self, ids: tf.Tensor, splits: tf.Tensor, weights: tf.Tensor) -> tf.Tensor | None:
         """See `TableVariable.sum_bags`."""
         if self._value is None or in_stateless_scope():
@@ -231,6 +251,20 @@ class LazyTable(keras.Variable):  # type: ignore[misc]
     def sparsity(self) -> float:
         """The share of weights that are exactly zero."""
         return int(self._value.count_zeros()) / float(np.prod(self._shape))
+
+
+def with_rows(stored: tf.Tensor, rows: int, more: Callable[[tuple[int, ...]], tf.Tensor]) -> tf.Tensor:
+    """The first rows of a tensor, and behind them, if these are fewer, so many as are missing, of what has a shape."""
+    missing = rows - stored.shape[0]
+    if missing <= 0:
+        return stored[:rows]
+    return tf.concat([stored, tf.cast(more((missing, *stored.shape[1:])), stored.dtype)], 0)
+
+
+def exchange(variable: keras.Variable, value: tf.Variable, changes: Changes) -> None:
+    """Give a variable of Keras's another memory, and another shape with it."""
+    changes.afterwards(functools.partial(_empty, variable._value))
+    changes.become(variable, type(variable), _value=value, _shape=tuple(value.shape))
 
 
 def _empty(variable: tf.Variable) -> None:

@@ -142,6 +142,19 @@ class TableVariable(OwnVariable):
         with self._in_use():
             way.update(self, gradient, step, factors)
 
+    def write_rows(self, ids: tf.Tensor, values: tf.Tensor) -> None:
+        """Make these the true weights of some rows, whatever shrink they had to come; the sums are not known then.
+
+        Parameters
+        ----------
+        ids : tf.Tensor
+            A vector, each id once and that of a row.
+        values : tf.Tensor of shape (len(ids), width)
+            In the dtype of the table.
+        """
+        with self._in_use():
+            (native if self._way() is native else plain).write_rows(self, ids, values)
+
     def flush(self) -> None:
         """Write the true weights of all rows; nothing to do if they are there already."""
         with self._in_use():

@@ -388,6 +388,34 @@ def update(dtype: tf.DType, ids_dtype: tf.DType, rule: int) -> Any:
     return callback(COMPUTE)(compute)
 
 
+def write_rows(dtype: tf.DType, ids_dtype: tf.DType) -> Any:
+    """`FastregWriteRows(table…, ids, values)`: true weights of some rows from now on."""
+    stored, _, _ = kind(dtype)
+    ids_kind = np.dtype(ids_dtype.as_numpy_dtype).type
+
+    def compute(kernel, context):
+        status = capi.NewStatus()
+        table, height, width, data, stamps, state = _open(context, status)
+        ids_handle, values_handle = _behind(context, 0, status), _behind(context, 1, status)
+        x = carray(data, height * width, stored)
+        ids = carray(capi.TensorData(ids_handle), capi.Dim(ids_handle, 0), ids_kind)
+        values = carray(capi.TensorData(values_handle), ids.size * width, stored)
+        if _are_in_range(ids, height, kernel, status):
+            _lock(_mutex(data))
+            for i in range(ids.size):
+                x[ids[i] * width : (ids[i] + 1) * width] = values[i * width : (i + 1) * width]
+                stamps[0][ids[i]] = state[STEP]
+            state[AGE] = OLD
+            _unlock(_mutex(data))
+            counters.count_kernel_call()
+        _close(table)
+        capi.DeleteTensor(ids_handle)
+        capi.DeleteTensor(values_handle)
+        finish(context, status)
+
+    return callback(COMPUTE)(compute)
+
+
 def flush(dtype: tf.DType) -> Any:
     """`FastregFlush(table…)`: nothing to do if no shrink is to come."""
     stored, arithmetic, _ = kind(dtype)

@@ -75,6 +75,18 @@ UPDATE = Op(
     create=messages.keep_name,
     delete=messages.give_name_back,
 )
+WRITE_ROWS = Op(
+    "FastregWriteRows",
+    (*_TABLE, "ids: I", "values: T"),
+    (),
+    shapes.nothing,
+    kernels.write_rows,
+    attributes=(FLOATS, _IDS, _NAME),
+    types=("T", "I"),
+    stateful=True,
+    create=messages.keep_name,
+    delete=messages.give_name_back,
+)
 FLUSH = Op("FastregFlush", _TABLE, (), shapes.nothing, kernels.flush, attributes=(FLOATS,), stateful=True)
 WEIGHTS = Op(
     "FastregWeights",
@@ -112,7 +124,7 @@ SUM_DUPLICATES = Op(
     attributes=(_ARITHMETIC, _IDS),
     types=("A", "I"),
 )
-OPS = (LOOKUP, SUM_BAGS, UPDATE, FLUSH, WEIGHTS, PENALTY, COUNT_ZEROS, SUM_DUPLICATES)
+OPS = (LOOKUP, SUM_BAGS, UPDATE, WRITE_ROWS, FLUSH, WEIGHTS, PENALTY, COUNT_ZEROS, SUM_DUPLICATES)
 
 
 def memory(variable: tf.Variable) -> tuple[tf.Tensor, tf.Tensor]:
@@ -165,7 +177,7 @@ def _gradient_of_penalty(op: Any, upstream: tf.Tensor) -> Any:
     return slices.of_penalty(upstream, op.inputs[1].shape.as_list()), *[None] * (shapes.OF_TABLE + 1)
 
 
-for _op in (UPDATE, FLUSH, COUNT_ZEROS, SUM_DUPLICATES):
+for _op in (UPDATE, WRITE_ROWS, FLUSH, COUNT_ZEROS, SUM_DUPLICATES):
     _op.has_no_gradient()
 
 
