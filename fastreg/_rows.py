@@ -88,21 +88,27 @@ def resize(layer: Any, rows: int, initializer: Any) -> None:
 def _resize_variable(layer: Any, variable: keras.Variable, rows: int, initializer: Any, changes: Changes) -> None:
     if (strategy := support.distribution()) is not None:
         raise ValueError(f"The layer {layer.name!r} cannot be resized under a distribution strategy, {strategy}.")
-    for model in _traces.models_with([layer]):
-        for optimizer in vars(model).values():
-            if not isinstance(optimizer, keras.optimizers.Optimizer):
-                continue
-            inner = unwrapped(optimizer)
-            known = any(each is variable for each in inner._trainable_variables)
-            if known and any(slot.shape == variable.shape for slot in inner.variables):
-                raise ValueError(
-                    f"The layer {layer.name!r} cannot be resized, for the optimizer {inner.name!r} of the model "
-                    f"{model.name!r} has a number for each of its weights. Compile the model with a new optimizer "
-                    "first. (Tables that fastreg.LazyRegularization trains can be resized at any time.)"
-                )
+    optimizers = [
+        optimizer for optimizer in _optimizers(layer) if any(v is variable for v in optimizer._trainable_variables)
+    ]
+    for optimizer in optimizers:
+        if any(slot.shape == variable.shape for slot in optimizer.variables):
+            raise ValueError(
+                f"The layer {layer.name!r} cannot be resized, for the optimizer {optimizer.name!r} has a number for "
+                "each of its weights. Compile the model with a new optimizer first. (Tables that "
+                "fastreg.LazyRegularization trains can be resized at any time.)"
+            )
     resized = with_rows(tf.convert_to_tensor(variable), rows, lambda shape: initializer(shape, dtype=variable.dtype))
     value = tf.Variable(resized, dtype=variable.dtype, trainable=variable.trainable, name=variable.name)
     exchange(variable, value, changes)
+    for optimizer in optimizers:
+        rules.set_indices(optimizer, changes)
+
+
+def _optimizers(layer: Any) -> list[keras.optimizers.Optimizer]:
+    """Those of Keras's that models with this layer have, inside of wrappers."""
+    held = (value for model in _traces.models_with([layer]) for value in vars(model).values())
+    return [unwrapped(value) for value in held if isinstance(value, keras.optimizers.Optimizer)]
 
 
 def _checked_ids(ids: Any, rows: int) -> tf.Tensor:

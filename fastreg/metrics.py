@@ -9,6 +9,7 @@ from typing import Any
 
 import keras
 import tensorflow as tf
+from keras.src.backend.common.symbolic_scope import in_symbolic_scope
 
 from fastreg._tables.table import not_converted
 
@@ -46,7 +47,7 @@ class PenaltyMetric(keras.metrics.Mean):  # type: ignore[misc]
     @not_converted
     def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:  # noqa: ARG002
         """Take the penalty of the step, for so many examples as `y_pred` has."""
-        step = _steps().get(threading.get_ident())
+        step = _Step() if in_symbolic_scope() else _steps().get(threading.get_ident())  # of shapes only
         if step is None or self in step.taken_by:
             raise ValueError(
                 f"The metric {self.name!r} has no penalty to take: expected a step whose loss Keras's compute_loss "
@@ -82,8 +83,10 @@ def _steps() -> dict[int, _Step]:
     """The steps under way, by their threads: replicas have one each. Those of a graph are kept by it, for their tensors
     keep it.
     """
-    holder = _eager if tf.executing_eagerly() else tf.compat.v1.get_default_graph()
-    found: dict[int, _Step] = vars(holder).setdefault("_fastreg_steps", {})
+    holder: Any = _eager if tf.executing_eagerly() else tf.compat.v1.get_default_graph()
+    if not hasattr(holder, "_fastreg_steps"):
+        holder._fastreg_steps = {}
+    found: dict[int, _Step] = holder._fastreg_steps
     return found
 
 
@@ -91,6 +94,7 @@ def _steps() -> dict[int, _Step]:
 def _watch() -> None:
     """Have models keep what they add to their loss, from when there is a metric of it."""
     compute_loss, aggregate = keras.Model._compute_loss, keras.Model._aggregate_additional_loss
+    compute_metrics = keras.Model.compute_metrics
 
     @functools.wraps(compute_loss)
     def computed(model: keras.Model, *arguments: Any, **options: Any) -> Any:
@@ -104,4 +108,12 @@ def _watch() -> None:
             step.losses.append(keras.ops.sum(loss))
         return aggregate(model, loss)
 
+    @functools.wraps(compute_metrics)
+    def metrics_computed(model: keras.Model, *arguments: Any, **options: Any) -> Any:
+        try:
+            return compute_metrics(model, *arguments, **options)
+        finally:
+            _steps().pop(threading.get_ident(), None)
+
     keras.Model._compute_loss, keras.Model._aggregate_additional_loss = computed, aggregated
+    keras.Model.compute_metrics = metrics_computed

@@ -45,7 +45,7 @@ def test_rows_in_a_training(lazy, float64):
 @pytest.mark.parametrize("kind", ["lazy", "plain", "batch"])
 def test_what_is_read_is_what_was_written(kind, dtype):
     layer = layer_of(kind, dtype=dtype)
-    before = np.asarray(tf.cast(layer.embeddings, tf.float32))
+    before = np.array(tf.cast(layer.embeddings, tf.float32))
     layer.write_rows([4, 2, 4], np.arange(15.0).reshape(3, 5))
     layer.write_rows(np.array([[7], [0]], np.uint8), 0)
     layer.write_rows([], np.zeros((0, 5)))
