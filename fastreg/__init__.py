@@ -6,6 +6,7 @@ import fastreg._backend  # noqa: F401 - first: it refuses what the rest would fa
 # isort: on
 from fastreg_kernels import set_num_threads
 
+from fastreg._additions import regularize
 from fastreg._bridges.buffers import clear as clear_buffers
 from fastreg._bridges.settings import get_bridge, set_bridge, set_crossover
 from fastreg._info import info
@@ -37,6 +38,7 @@ __all__ = [
     "l1_l2",
     "l1_l2_penalty",
     "l2",
+    "regularize",
     "set_bridge",
     "set_crossover",
     "set_num_threads",

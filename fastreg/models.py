@@ -256,10 +256,10 @@ def replace(
             if (new := replacement(regularizer)) is not regularizer:
                 changes.set(variable, "regularizer", new)
         if not layer.built:
-            changes.set(layer, "build", _followed_by(after_build, layer))
+            changes.set(layer, "build", followed_by(after_build, layer))
 
 
-def _followed_by(action: Callable[[keras.layers.Layer], None], layer: keras.layers.Layer) -> Callable[..., None]:
+def followed_by(action: Callable[[keras.layers.Layer], None], layer: keras.layers.Layer) -> Callable[..., None]:
     """The method `build` of a layer, with something to do after it, once."""
     build = layer.build
 
