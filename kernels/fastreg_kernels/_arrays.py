@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -85,6 +87,41 @@ def output(x: NDArray[Any], out: Any) -> NDArray[Any]:
     if apart != 0 and abs(apart) < x.nbytes:
         raise ValueError("Invalid value for argument out: expected x itself or memory apart from it. Received: overlap")
     return array
+
+
+def in_place(x: Any, name: str) -> NDArray[Any]:
+    """An array that may be written to."""
+    array = _contiguous(x, name)
+    if not array.flags.writeable:
+        raise ValueError(f"Invalid value for argument {name}: expected a writable array. Received: a read-only one")
+    return array
+
+
+def beside(x: NDArray[Any], other: Any, name: str, writable: bool) -> NDArray[Any]:
+    """An array of the shape, dtype and layout of `x` as the kernels take it, of shape (size,)."""
+    array = in_place(other, name) if writable else _contiguous(other, name)
+    is_alike = array.dtype == x.dtype and array.shape == x.shape
+    if not is_alike or (array.flags.c_contiguous, array.flags.f_contiguous) != (
+        x.flags.c_contiguous,
+        x.flags.f_contiguous,
+    ):
+        raise ValueError(
+            f"Invalid value for argument {name}: expected an array of shape {x.shape}, dtype {x.dtype} and memory "
+            f"layout as x. Received: shape {array.shape}, dtype {array.dtype}"
+        )
+    flat = stored(array.reshape(-1, order="A"))
+    flat.flags.writeable = writable
+    return flat
+
+
+def check_apart(arrays: Sequence[NDArray[Any]], names: Sequence[str]) -> None:
+    """See that no two arrays share memory."""
+    spans = sorted(
+        (address(array), array.nbytes, name) for array, name in zip(arrays, names, strict=True) if array.size
+    )
+    for (first, size, one), (second, _, other) in itertools.pairwise(spans):
+        if first + size > second:
+            raise ValueError(f"Invalid value for argument {other}: expected memory apart from {one}. Received: overlap")
 
 
 def factor(value: Any, name: str) -> float:

@@ -59,4 +59,4 @@ def test_importing_compiles_nothing_and_starts_no_threads(run_python):
 def test_public_names(run_python):
     code = "import fastreg_kernels as k; print(all(hasattr(k, name) for name in k.__all__), *sorted(k.__all__))"
     names = "DTYPES backward forward forward_backward get_num_threads lookup_rows set_num_threads shrink sum_rows"
-    assert run_python(code).split() == ["True", *names.split(), "threading_layer", "update_rows"]
+    assert run_python(code).split() == ["True", *names.split(), "threading_layer", "update_dense", "update_rows"]

@@ -88,7 +88,7 @@ def backward(
     """
     flat = _arrays.flat_input(x)
     result = _arrays.output(x, out)
-    terms = _terms(x, l1, l2, upstream)
+    terms = coefficients_of(x, l1, l2, upstream)
     if terms == (None, None):
         result.fill(0)
     else:
@@ -107,7 +107,7 @@ def forward_backward(
         `([sum(|x|), sum(x²)], gradient)`.
     """
     flat = _arrays.flat_input(x)
-    result, terms = _arrays.output(x, out), _terms(x, l1, l2, upstream)
+    result, terms = _arrays.output(x, out), coefficients_of(x, l1, l2, upstream)
     if terms == (None, None):
         values = forward(x)  # before the gradient, which may be x itself, is filled
         result.fill(0)
@@ -115,7 +115,7 @@ def forward_backward(
     return run(write_gradient_and_sum, flat.size, flat, *written(result, x), *terms), result
 
 
-def _terms(x: NDArray[Any], l1: float, l2: float, upstream: Any) -> tuple[Any, Any]:
+def coefficients_of(x: NDArray[Any], l1: float, l2: float, upstream: Any) -> tuple[Any, Any]:
     """The coefficients of the gradient's terms, in the dtype of the arithmetic; None for a term that is skipped.
 
     A kernel is compiled for each combination of terms, and so holds no branch for those it does not have.
@@ -130,17 +130,18 @@ def _terms(x: NDArray[Any], l1: float, l2: float, upstream: Any) -> tuple[Any, A
 
 
 @inner
-def _accumulate(v, sum_abs, sum_sq):
+def accumulate(v, sum_abs, sum_sq):
+    """Both sums with the elements of a vector added."""
     magnitude = abs(v)
     return add(sum_abs, magnitude), add_squares(sum_sq, magnitude)
 
 
-def _derivative(v, l1, l2):
+def derivative(v, l1, l2):
     """`l1 * sign(v) + l2 * v` without the terms whose coefficient is None."""
     raise NotImplementedError  # compiled code only: see below
 
 
-@overload(_derivative)
+@overload(derivative)
 def _derivative_of_terms(v, l1, l2):
     if isinstance(l1, types.NoneType):
         return lambda v, l1, l2: l2 * v
@@ -150,7 +151,7 @@ def _derivative_of_terms(v, l1, l2):
 
 
 @inner
-def _block(block, size):
+def block_bounds(block, size):
     """Where a block starts, where its last whole vector ends, and where it stops."""
     start = block * BLOCK
     stop = min(start + BLOCK, size)
@@ -161,12 +162,12 @@ def _block(block, size):
 def _sums(first, last, x, partials):
     """Both sums of each block from `first` to before `last`."""
     for block in range(first, last):
-        start, tail, stop = _block(block, x.size)
+        start, tail, stop = block_bounds(block, x.size)
         sum_abs, sum_sq = zeros(), zeros()
         for i in range(start, tail, LANES):
-            sum_abs, sum_sq = _accumulate(load(x, i), sum_abs, sum_sq)
+            sum_abs, sum_sq = accumulate(load(x, i), sum_abs, sum_sq)
         if tail < stop:
-            sum_abs, sum_sq = _accumulate(load_first(x, tail, stop - tail), sum_abs, sum_sq)
+            sum_abs, sum_sq = accumulate(load_first(x, tail, stop - tail), sum_abs, sum_sq)
         partials[block, 0] = total(sum_abs)
         partials[block, 1] = total(sum_sq)
 
@@ -177,12 +178,12 @@ _share_sums = sharing(_sums)
 @inner
 def _gradient_past_or_through(first, last, x, out, streamed, l1, l2):
     for block in range(first, last):
-        start, tail, stop = _block(block, x.size)
+        start, tail, stop = block_bounds(block, x.size)
         for i in range(start, tail, LANES):
-            put(out, i, _derivative(load(x, i), l1, l2), streamed)
+            put(out, i, derivative(load(x, i), l1, l2), streamed)
         if tail < stop:
             v = load_first(x, tail, stop - tail)
-            store_first(out, tail, _derivative(v, l1, l2), stop - tail)
+            store_first(out, tail, derivative(v, l1, l2), stop - tail)
     if streamed is not None:
         fence()
 
@@ -202,16 +203,16 @@ _share_gradient = sharing(_gradient)
 @inner
 def _both_past_or_through(first, last, x, partials, out, streamed, l1, l2):
     for block in range(first, last):
-        start, tail, stop = _block(block, x.size)
+        start, tail, stop = block_bounds(block, x.size)
         sum_abs, sum_sq = zeros(), zeros()
         for i in range(start, tail, LANES):
             v = load(x, i)
-            sum_abs, sum_sq = _accumulate(v, sum_abs, sum_sq)
-            put(out, i, _derivative(v, l1, l2), streamed)
+            sum_abs, sum_sq = accumulate(v, sum_abs, sum_sq)
+            put(out, i, derivative(v, l1, l2), streamed)
         if tail < stop:
             v = load_first(x, tail, stop - tail)
-            sum_abs, sum_sq = _accumulate(v, sum_abs, sum_sq)
-            store_first(out, tail, _derivative(v, l1, l2), stop - tail)
+            sum_abs, sum_sq = accumulate(v, sum_abs, sum_sq)
+            store_first(out, tail, derivative(v, l1, l2), stop - tail)
         partials[block, 0] = total(sum_abs)
         partials[block, 1] = total(sum_sq)
     if streamed is not None:
@@ -231,7 +232,7 @@ _share_both = sharing(_both)
 
 
 @inner
-def _folded(partials):
+def folded(partials):
     """Add the partials up, in block order."""
     result = np.zeros(2)
     for block in range(partials.shape[0]):
@@ -245,7 +246,7 @@ def sums_of(x):
     """Both sums of x."""
     partials = np.empty((blocks(x.size), 2))
     _share_sums(blocks(x.size), x.size, (x, partials))
-    return _folded(partials)
+    return folded(partials)
 
 
 @jit
@@ -259,4 +260,4 @@ def write_gradient_and_sum(x, out, streamed, l1, l2):
     """Both sums and the gradient, in one read of x."""
     partials = np.empty((blocks(x.size), 2))
     _share_both(blocks(x.size), x.size, (x, partials, out, streamed, l1, l2))
-    return _folded(partials)
+    return folded(partials)
