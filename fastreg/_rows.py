@@ -22,6 +22,7 @@ _CHUNK = 1 << 22
 
 def read(layer: Any, ids: Any) -> tf.Tensor:
     """See `fastreg.Embedding.read_rows`."""
+    _refuse_adapted(layer)
     ids = _checked_ids(ids, layer.input_dim)
     table = layer._embeddings
     if isinstance(table, LazyTable):
@@ -33,6 +34,7 @@ def write(layer: Any, ids: Any, values: Any) -> None:
     """See `fastreg.Embedding.write_rows`."""
     if support.in_xla():
         raise RuntimeError("write_rows cannot be compiled by XLA, where a row that occurs twice has no last value.")
+    _refuse_adapted(layer)
     ids = _checked_ids(ids, layer.input_dim)
     table, width = layer._embeddings, layer.output_dim
     values = tf.convert_to_tensor(values)
@@ -55,6 +57,8 @@ def write(layer: Any, ids: Any, values: Any) -> None:
 
 def empty(layer: Any) -> NDArray[np.int64]:
     """See `fastreg.Embedding.empty_rows`."""
+    if tf.inside_function():
+        raise RuntimeError("empty_rows cannot be traced by tf.function: call it between steps.")
     height = max(1, _CHUNK // max(1, layer.output_dim))
     found = []
     for start in range(0, layer.input_dim, height):
@@ -69,8 +73,12 @@ def resize(layer: Any, rows: int, initializer: Any) -> None:
         raise ValueError(f"Invalid value for argument rows: expected a positive integer. Received: rows={rows!r}")
     if tf.inside_function():
         raise RuntimeError("resize cannot be traced by tf.function: call it between steps.")
-    if layer.lora_enabled or layer.quantization_mode is not None:
-        raise ValueError(f"The layer {layer.name!r} cannot be resized, for it is quantized or adapted by LoRA.")
+    _refuse_adapted(layer)
+    if initializer is not None and not layer.built:
+        raise ValueError(
+            f"Invalid value for argument initializer: expected None, for the layer {layer.name!r} has no rows yet. "
+            f"Received: initializer={initializer!r}"
+        )
     initializer = keras.initializers.get(layer.embeddings_initializer if initializer is None else initializer)
     with Changes() as changes:
         if layer.built:
@@ -86,13 +94,11 @@ def resize(layer: Any, rows: int, initializer: Any) -> None:
 
 
 def _resize_variable(layer: Any, variable: keras.Variable, rows: int, initializer: Any, changes: Changes) -> None:
-    if (strategy := support.distribution()) is not None:
-        raise ValueError(f"The layer {layer.name!r} cannot be resized under a distribution strategy, {strategy}.")
-    optimizers = [
-        optimizer for optimizer in _optimizers(layer) if any(v is variable for v in optimizer._trainable_variables)
-    ]
-    for optimizer in optimizers:
-        if any(slot.shape == variable.shape for slot in optimizer.variables):
+    if support.distribution() is not None or isinstance(variable.value, tf.distribute.DistributedValues):
+        raise ValueError(f"The layer {layer.name!r} cannot be resized under a distribution strategy.")
+    for optimizer in _optimizers(layer):
+        known = any(each is variable for each in optimizer._trainable_variables)
+        if known and any(slot.shape == variable.shape for slot in optimizer.variables):
             raise ValueError(
                 f"The layer {layer.name!r} cannot be resized, for the optimizer {optimizer.name!r} has a number for "
                 "each of its weights. Compile the model with a new optimizer first. (Tables that "
@@ -101,8 +107,14 @@ def _resize_variable(layer: Any, variable: keras.Variable, rows: int, initialize
     resized = with_rows(tf.convert_to_tensor(variable), rows, lambda shape: initializer(shape, dtype=variable.dtype))
     value = tf.Variable(resized, dtype=variable.dtype, trainable=variable.trainable, name=variable.name)
     exchange(variable, value, changes)
-    for optimizer in optimizers:
-        rules.set_indices(optimizer, changes)
+
+
+def _refuse_adapted(layer: Any) -> None:
+    if layer.lora_enabled or layer.quantization_mode is not None:
+        raise ValueError(
+            f"Rows of the layer {layer.name!r} cannot be read, written or added, for it is quantized or adapted by "
+            "LoRA."
+        )
 
 
 def _optimizers(layer: Any) -> list[keras.optimizers.Optimizer]:

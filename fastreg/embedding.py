@@ -309,7 +309,8 @@ class Embedding(keras.layers.Embedding):  # type: ignore[misc]
         TypeError
             If the ids are no integers.
         ValueError
-            If one is none of the rows; in a graph `tf.errors.InvalidArgumentError`, when it runs.
+            If one is none of the rows; in a graph `tf.errors.InvalidArgumentError`, when it runs. If the layer is
+            quantized or adapted by LoRA.
         """
         self._table()
         return _rows.read(self, ids)
@@ -355,13 +356,14 @@ class Embedding(keras.layers.Embedding):  # type: ignore[misc]
         rows : int
             `input_dim` from then on.
         initializer : optional
-            Of the new rows; by default `embeddings_initializer`.
+            Of the new rows, called with the shape of the whole table; by default `embeddings_initializer`.
 
         Raises
         ------
         ValueError
-            If the layer is quantized or adapted by LoRA; without a lazily regularised table also if an optimizer of
-            Keras's keeps numbers for its weights, or under a distribution strategy.
+            If an argument has an invalid value; if the layer is quantized or adapted by LoRA; without a lazily
+            regularised table also if an optimizer of Keras's keeps numbers for its weights, or under a distribution
+            strategy.
         RuntimeError
             In a function that is traced.
         """

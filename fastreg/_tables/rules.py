@@ -175,7 +175,8 @@ class Rule:
         variables = optimizer._trainable_variables
         changes.callback(set_list, optimizer, "_trainable_variables", variables)
         set_list(optimizer, "_trainable_variables", [variables[i] for i in positions])
-        set_indices(optimizer, changes)
+        indices = {optimizer._var_key(v): i for i, v in enumerate(optimizer._trainable_variables)}
+        changes.set(optimizer, "_trainable_variables_indices", indices)
         changes.callback(set_variables, optimizer, optimizer.variables)
         set_variables(optimizer, [v for v in optimizer.variables if id(v) not in released])
 
@@ -287,12 +288,6 @@ def set_variables(optimizer: Any, variables: Sequence[keras.Variable]) -> None:
     tracker = optimizer._tracker
     tracker.config["variables"] = (tracker.config["variables"][0], optimizer._variables)
     tracker.stored_ids["variables"] = {id(variable) for variable in variables}
-
-
-def set_indices(optimizer: Any, changes: Changes) -> None:
-    """Have a built optimizer of Keras's find its variables by the memory that they have now."""
-    indices = {optimizer._var_key(v): i for i, v in enumerate(optimizer._trainable_variables)}
-    changes.set(optimizer, "_trainable_variables_indices", indices)
 
 
 def set_list(optimizer: Any, name: str, items: Sequence[Any]) -> None:

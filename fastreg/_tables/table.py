@@ -91,6 +91,7 @@ class LazyTable(keras.Variable):  # type: ignore[misc]
             trainable=variable.trainable,
             name=variable.name,
         )
+        _be_known_as(value, variable.value)
         changes.afterwards(functools.partial(_empty, variable.value))
         own = {"_penalty": penalty, "_penalty_every": None, "_has_warned": False}
         changes.become(variable, cls, _value=value, _regularizer=None, **own)
@@ -253,18 +254,38 @@ class LazyTable(keras.Variable):  # type: ignore[misc]
         return int(self._value.count_zeros()) / float(np.prod(self._shape))
 
 
-def with_rows(stored: tf.Tensor, rows: int, more: Callable[[tuple[int, ...]], tf.Tensor]) -> tf.Tensor:
-    """The first rows of a tensor, and behind them, if these are fewer, so many as are missing, of what has a shape."""
-    missing = rows - stored.shape[0]
-    if missing <= 0:
+def with_rows(stored: tf.Tensor, rows: int, initializer: Callable[[tuple[int, ...]], tf.Tensor]) -> tf.Tensor:
+    """The first rows of a tensor, and behind them, if these are fewer, those that an initializer makes at their place.
+
+    The initializer makes all rows: with a seed, it would make of the shape of the missing ones alone the first again.
+
+    Raises
+    ------
+    ValueError
+        If the initializer makes something of another shape.
+    """
+    if rows <= stored.shape[0]:
         return stored[:rows]
-    return tf.concat([stored, tf.cast(more((missing, *stored.shape[1:])), stored.dtype)], 0)
+    shape = (rows, *stored.shape[1:])
+    made = tf.convert_to_tensor(initializer(shape))
+    if tuple(made.shape) != shape:
+        raise ValueError(
+            f"Invalid value for argument initializer: expected one that makes the shape {shape}. "
+            f"Received: {tuple(made.shape)}"
+        )
+    return tf.concat([stored, tf.cast(made[stored.shape[0] :], stored.dtype)], 0)
 
 
 def exchange(variable: keras.Variable, value: tf.Variable, changes: Changes) -> None:
     """Give a variable of Keras's another memory, and another shape with it."""
+    _be_known_as(value, variable._value)
     changes.afterwards(functools.partial(_empty, variable._value))
     changes.become(variable, type(variable), _value=value, _shape=tuple(value.shape))
+
+
+def _be_known_as(value: tf.Variable, old: tf.Variable) -> None:
+    """Have optimizers find what they keep of a variable, by the number that they know it by."""
+    value._unique_id = old._unique_id
 
 
 def _empty(variable: tf.Variable) -> None:

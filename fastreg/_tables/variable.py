@@ -153,7 +153,8 @@ class TableVariable(OwnVariable):
             In the dtype of the table.
         """
         with self._in_use():
-            (native if self._way() is native else plain).write_rows(self, ids, values)
+            is_native = self._way() is native and bridge.write_obstacle(self.dtype, ids.dtype) is None
+            (native if is_native else plain).write_rows(self, ids, values)
 
     def flush(self) -> None:
         """Write the true weights of all rows; nothing to do if they are there already."""

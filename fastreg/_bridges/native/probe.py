@@ -43,6 +43,11 @@ def table_obstacle(dtype: tf.DType, rule: int | None = None) -> str | None:
     return _registration() or (_lookup(dtype) if rule is None else _update(dtype, rule))
 
 
+def write_obstacle(dtype: tf.DType, ids_dtype: tf.DType) -> str | None:
+    """Why rows of tables of this dtype cannot be written by native ops, or None."""
+    return _registration() or _write(dtype, ids_dtype)
+
+
 def _probe(test: Callable[..., None]) -> Callable[..., str | None]:
     """Run a test once for all arguments, and keep what was wrong: whatever it is, other ways serve, and `info` says
     why.
@@ -98,6 +103,16 @@ def _lookup(dtype: tf.DType) -> None:
         table_ops.LOOKUP(*_inputs(table), tf.constant([1, 0]), **{NAME: "probe"}),
         [[0.5, 0.0], [1.0, -2.0]],
     )
+
+
+@_probe
+def _write(dtype: tf.DType, ids_dtype: tf.DType) -> None:
+    table_ops.WRITE_ROWS.prepare(dtype, ids_dtype)
+    table = _table(dtype)
+    values = tf.constant([[4.0, -8.0]], dtype)
+    table_ops.WRITE_ROWS(*_inputs(table), tf.constant([1], ids_dtype), values, **{NAME: "probe"})
+    _compare(table[0].read_value(), [[1.0, -2.0], [4.0, -8.0]])
+    _compare(table[1].read_value(), [1.0, 1.0])
 
 
 @_probe

@@ -388,6 +388,9 @@ def update(dtype: tf.DType, ids_dtype: tf.DType, rule: int) -> Any:
     return callback(COMPUTE)(compute)
 
 
+_BAD_ROWS = messages.literal("Invalid values: expected a row of the table for each id")
+
+
 def write_rows(dtype: tf.DType, ids_dtype: tf.DType) -> Any:
     """`FastregWriteRows(table…, ids, values)`: true weights of some rows from now on."""
     stored, _, _ = kind(dtype)
@@ -399,8 +402,12 @@ def write_rows(dtype: tf.DType, ids_dtype: tf.DType) -> Any:
         ids_handle, values_handle = _behind(context, 0, status), _behind(context, 1, status)
         x = carray(data, height * width, stored)
         ids = carray(capi.TensorData(ids_handle), capi.Dim(ids_handle, 0), ids_kind)
-        values = carray(capi.TensorData(values_handle), ids.size * width, stored)
-        if _are_in_range(ids, height, kernel, status):
+        values = carray(capi.TensorData(values_handle), capi.TensorElementCount(values_handle), stored)
+        if values.size != ids.size * width:
+            message = messages.message()
+            messages.add_text(message, _BAD_ROWS)
+            messages.fail(status, message)
+        elif _are_in_range(ids, height, kernel, status):
             _lock(_mutex(data))
             for i in range(ids.size):
                 x[ids[i] * width : (ids[i] + 1) * width] = values[i * width : (i + 1) * width]

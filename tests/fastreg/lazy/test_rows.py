@@ -159,6 +159,37 @@ def test_models_go_on(lazy, kind, tmp_path):
     model.fit(x % 7, y, verbose=0)
 
 
+@pytest.mark.parametrize("kind", ["lazy", "plain"])
+def test_new_rows_are_new(kind):
+    """An initializer has a seed, and makes the same of the same shape."""
+    layer = layer_of(kind)
+    layer.embeddings.assign(layer.embeddings_initializer((23, 5)))
+    for rows in (30, 41):
+        layer.resize(rows)
+    weights = layer.embeddings.numpy()
+    assert np.unique(weights).size == weights.size
+    assert np.abs(weights).max() <= 0.05
+
+
+def test_optimizers_know_a_table_that_has_grown(lazy, float64):
+    """Inside a `MultiOptimizer`, and where weight decay leaves it out."""
+    layer = lazy.plan(1).layer(fastreg.L2(0.0))
+    optimizer = fastreg.LazyRegularization(keras.optimizers.AdamW(0.1, weight_decay=0.5))
+    optimizer.exclude_from_weight_decay(var_list=[layer.embeddings])
+    before = layer.embeddings.numpy()
+    for rows in (23, 27):
+        layer.resize(rows, "zeros")
+        lazy.plan(1).train(layer, optimizer)
+    np.testing.assert_array_equal(layer.embeddings.numpy()[19:23], before[19:])
+    layer = layer_of("lazy")
+    model = lazy.model(layer)
+    maps = keras.optimizers.OptimizerMap(keras.optimizers.SGD(), {".*embeddings": fastreg.LazyRegularization("adam")})
+    model.compile(keras.optimizers.MultiOptimizer(maps), "mse")
+    for rows in (23, 40):
+        layer.resize(rows)
+        model.fit(*lazy.data(rows), verbose=0)
+
+
 def test_nothing_is_changed_if_growing_fails(lazy):
     layer, optimizer = lazy.plan(3).layer(fastreg.L2(L2), "float32"), lazy.optimizer("adam")
     lazy.plan(3).train(layer, optimizer)
@@ -170,6 +201,8 @@ def test_nothing_is_changed_if_growing_fails(lazy):
 
     with pytest.raises(MemoryError, match="no more"):
         layer.resize(50, fails)
+    with pytest.raises(ValueError, match=r"argument initializer.*\(50, 5\).*\(1, 5\)"):
+        layer.resize(50, lambda shape, dtype: tf.ones((1, 5), dtype))
     assert (layer.input_dim, table.shape) == (23, (23, 5))
     for one, other in zip(optimizer.variables, values, strict=True):
         np.testing.assert_array_equal(one, other)
@@ -193,12 +226,17 @@ def test_optimizers_that_have_numbers_for_each_weight(lazy):
 
 def test_layers_that_are_not_built_or_adapted():
     layer = fastreg.Embedding(23, 5, embeddings_regularizer=fastreg.L2(L2))
+    with pytest.raises(ValueError, match="argument initializer: expected None"):
+        layer.resize(40, "ones")
     layer.resize(40)
     assert layer(tf.constant([39])).shape == (1, 5)
     adapted = fastreg.Embedding(23, 5, lora_rank=2)
     adapted.build()
-    with pytest.raises(ValueError, match="LoRA"):
-        adapted.resize(40)
+    for refused in (lambda: adapted.resize(40), lambda: adapted.read_rows([1]), lambda: adapted.write_rows([1], 0.0)):
+        with pytest.raises(ValueError, match="LoRA"):
+            refused()
+    with pytest.raises(RuntimeError, match="between steps"):
+        tf.function(lambda: layer.empty_rows())()
 
 
 def test_bags_of_a_table_that_grows():

@@ -141,7 +141,8 @@ class Table:
             taken = 0.25 * g / np.sqrt(first[rows] + EPSILON)
         after = x.copy()
         after[rows] = shrunk[rows] - taken
-        assert self.rule != updates.FTRL or not len(rows) or (np.abs(z) <= FTRL["l1"]).any()
+        if self.rule == updates.FTRL and g.size > 100:  # so that some become zero
+            assert (np.abs(z) <= FTRL["l1"]).any()
         return after, first, second, shrunk
 
 
