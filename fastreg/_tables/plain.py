@@ -213,8 +213,9 @@ def _distinct(variable: Any, ids: tf.Tensor, values: tf.Tensor) -> _Rows:
         sums = tf.math.unsorted_segment_sum(values, positions, tf.size(unique))
         stamps = _gather(variable.stamps, unique)
         return _Rows(unique, sums, stamps, _marks(variable, stamps), None)
-    exist, stamps = _exist(variable, ids), _gather(variable.stamps, ids)
-    marks = _marks(variable, stamps)
+    # Read once, or kernels that use them would gather them again after they are written, from a copy.
+    exist, stamps = _exist(variable, ids), xla.read_once(_gather(variable.stamps, ids))
+    marks = xla.read_once(_marks(variable, stamps))
     beyond = tf.constant(variable.shape[0], ids.dtype)
     positions = tf.range(tf.size(ids))
     # Each id writes its position into the stamp of its row, the largest one stays, and all that find it there are
@@ -222,7 +223,7 @@ def _distinct(variable: Any, ids: tf.Tensor, values: tf.Tensor) -> _Rows:
     codes = xla.after(tf.bitcast(positions + _FIRST_CODE, tf.float32), marks, values, _numbers(variable))
     rows = tf.where(exist, ids, beyond)
     tf.raw_ops.ResourceScatterMax(resource=variable.stamps.handle, indices=rows, updates=codes)
-    found = tf.bitcast(_gather(variable.stamps, ids), tf.int32) - _FIRST_CODE
+    found = tf.bitcast(xla.read_once(_gather(variable.stamps, ids)), tf.int32) - _FIRST_CODE
     sums = tf.math.unsorted_segment_sum(values, tf.where(exist, found, -1), tf.size(ids))
     exist &= found == positions
     return _Rows(tf.where(exist, ids, beyond), sums, stamps, marks, exist)
