@@ -713,7 +713,7 @@ def test_an_optimizer_of_a_loop_of_the_user_s(lazy, graph):
         (tf.function(step) if graph else step)()
         if changed:
             fastreg.accelerate(model, lazy=True)
-            with pytest.raises(RuntimeError, match="can only be updated by fastreg.LazyRegularization"):
+            with pytest.raises(RuntimeError, match=r"can only be updated by fastreg\.LazyRegularization"):
                 step()
             optimizer = fastreg.LazyRegularization(optimizer)
         again = functools.partial(step, optimizer=optimizer)

@@ -170,7 +170,8 @@ def test_a_step_writes_in_place(lazy, kind):
     step = tf.function(lambda x, y: model.train_step((x, y)), jit_compile=True)
     hlo = step.experimental_get_compiler_ir(tf.constant(x), tf.constant(y))(stage="optimized_hlo")
     entry = hlo[hlo.index("\nENTRY") :]
-    large = [line.strip() for line in entry.splitlines() if re.search(rf"= \(?[^=]*\[{rows}[,\d]*\][^=]* [\w-]+\(", line)]
+    of_rows = re.compile(rf"= \(?[^=]*\[{rows}[,\d]*\][^=]* [\w-]+\(")
+    large = [line.strip() for line in entry.splitlines() if of_rows.search(line)]
     kinds = {re.search(r"= (?:\([^=]*\)|[^ ]+) ([\w-]+)\(", line)[1] for line in large}
     assert kinds <= {"parameter", "fusion", "tuple", "while", "conditional", "get-tuple-element", "constant", "bitcast"}
     fusions = [line for line in large if re.search(r"\] fusion\(|\} fusion\(", line)]
