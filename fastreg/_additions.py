@@ -118,7 +118,7 @@ def _add(
 
     done = []
     for layer in layers:
-        arguments = {name: attribute for name, attribute in _arguments(layer) if is_meant(layer, name)}
+        arguments = dict(_arguments(layer))
         variables = {variable.name: variable for variable in layer._trainable_variables}
         for name in dict.fromkeys([*variables, *arguments]):
             variable, attribute = variables.get(name), arguments.get(name)

@@ -13,7 +13,6 @@ from fastreg_kernels.cpu import updates
 from keras.src.utils.tracking import DotNotTrackScope
 
 from fastreg._bridges import support
-from fastreg._bridges.support import arithmetic_dtype
 from fastreg._changes import Changes
 from fastreg._tables import formulas
 from fastreg._tables.table import LazyTable, exchange, with_rows
@@ -130,7 +129,7 @@ class Rule:
     def build(self, table: LazyTable, add_slot: Callable[..., Slot], changes: Changes) -> None:
         """Make the slots of a table, in the dtype of the arithmetic."""
         changes.keep(self._slots)
-        per_weight, dtype = tuple(table.shape), arithmetic_dtype(table.dtype).name
+        per_weight, dtype = tuple(table.shape), support.arithmetic_dtype(table.dtype).name
         shapes = {name: (per_weight[0], 1) if name.startswith("row_") else per_weight for name in _SLOTS[self._number]}
         self._slots[id(table)] = tuple(
             add_slot(table, name, shape, self._start(table, name), dtype) for name, shape in shapes.items()

@@ -91,10 +91,8 @@ class LazyTable(keras.Variable):  # type: ignore[misc]
             trainable=variable.trainable,
             name=variable.name,
         )
-        _be_known_as(value, variable.value)
-        changes.afterwards(functools.partial(_empty, variable.value))
         own = {"_penalty": penalty, "_penalty_every": None, "_has_warned": False}
-        changes.become(variable, cls, _value=value, _regularizer=None, **own)
+        exchange(variable, value, changes, cls, _regularizer=None, **own)
 
     def revert(self, regularizer: Any) -> None:
         """Make it a variable of Keras's again, with its true weights and this regularizer."""
@@ -276,16 +274,13 @@ def with_rows(stored: tf.Tensor, rows: int, initializer: Callable[[tuple[int, ..
     return tf.concat([stored, tf.cast(made[stored.shape[0] :], stored.dtype)], 0)
 
 
-def exchange(variable: keras.Variable, value: tf.Variable, changes: Changes) -> None:
-    """Give a variable of Keras's another memory, and another shape with it."""
-    _be_known_as(value, variable._value)
+def exchange(
+    variable: keras.Variable, value: tf.Variable, changes: Changes, cls: type | None = None, **attributes: Any
+) -> None:
+    """Give a variable of Keras's another memory, and its shape; perhaps another class, with these attributes."""
+    value._unique_id = variable._value._unique_id  # by which optimizers find what they keep of it
     changes.afterwards(functools.partial(_empty, variable._value))
-    changes.become(variable, type(variable), _value=value, _shape=tuple(value.shape))
-
-
-def _be_known_as(value: tf.Variable, old: tf.Variable) -> None:
-    """Have optimizers find what they keep of a variable, by the number that they know it by."""
-    value._unique_id = old._unique_id
+    changes.become(variable, cls or type(variable), _value=value, _shape=tuple(value.shape), **attributes)
 
 
 def _empty(variable: tf.Variable) -> None:

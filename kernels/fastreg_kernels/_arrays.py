@@ -79,9 +79,8 @@ def output(x: NDArray[Any], out: Any) -> NDArray[Any]:
             f"Invalid value for argument out: expected an array of shape {x.shape} and dtype {x.dtype}, as x. "
             f"Received: shape {array.shape}, dtype {array.dtype}"
         )
-    if not array.flags.writeable:
-        raise ValueError("Invalid value for argument out: expected a writable array. Received: a read-only one")
-    if not ((array.flags.c_contiguous and x.flags.c_contiguous) or (array.flags.f_contiguous and x.flags.f_contiguous)):
+    check_writable(array, "out")
+    if not _is_laid_out_as(array, x):
         raise ValueError("Invalid value for argument out: expected the memory layout (C or F order) of x.")
     apart = address(array) - address(x)
     if apart != 0 and abs(apart) < x.nbytes:
@@ -92,19 +91,26 @@ def output(x: NDArray[Any], out: Any) -> NDArray[Any]:
 def in_place(x: Any, name: str) -> NDArray[Any]:
     """An array that may be written to."""
     array = _contiguous(x, name)
+    check_writable(array, name)
+    return array
+
+
+def check_writable(array: NDArray[Any], name: str) -> None:
+    """See that an array may be written to."""
     if not array.flags.writeable:
         raise ValueError(f"Invalid value for argument {name}: expected a writable array. Received: a read-only one")
-    return array
+
+
+def _is_laid_out_as(array: NDArray[Any], x: NDArray[Any]) -> bool:
+    """Whether two contiguous arrays of one shape have their elements in one order."""
+    flags, of_x = array.flags, x.flags
+    return bool((flags.c_contiguous and of_x.c_contiguous) or (flags.f_contiguous and of_x.f_contiguous))
 
 
 def beside(x: NDArray[Any], other: Any, name: str, writable: bool) -> NDArray[Any]:
     """An array of the shape, dtype and layout of `x` as the kernels take it, of shape (size,)."""
     array = in_place(other, name) if writable else _contiguous(other, name)
-    is_alike = array.dtype == x.dtype and array.shape == x.shape
-    if not is_alike or (array.flags.c_contiguous, array.flags.f_contiguous) != (
-        x.flags.c_contiguous,
-        x.flags.f_contiguous,
-    ):
+    if array.dtype != x.dtype or array.shape != x.shape or not _is_laid_out_as(array, x):
         raise ValueError(
             f"Invalid value for argument {name}: expected an array of shape {x.shape}, dtype {x.dtype} and memory "
             f"layout as x. Received: shape {array.shape}, dtype {array.dtype}"

@@ -8,6 +8,7 @@ import pytest
 from fastreg_benchmarks import bags, results
 from fastreg_benchmarks.bags import linear, models, pooled
 from fastreg_benchmarks.limits.lines import FAIL, INFORMATION, PASS, UNCLEAR
+from fastreg_benchmarks.recommender import agreement, rivals
 from fastreg_benchmarks.results import LimitRow
 from fastreg_benchmarks.workloads import Bags
 from rich.console import Console
@@ -33,7 +34,7 @@ def test_the_suite_writes_targets(settings, monkeypatch, tmp_path):
 
 def test_what_is_not_installed_is_named(settings, monkeypatch):
     monkeypatch.setattr(pooled, "QUICK_BAGS", TINY)
-    monkeypatch.setattr(pooled.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(rivals.importlib.util, "find_spec", lambda name: None)
     lines = list(pooled.training(settings))
     assert [line.measured for line in lines if line.measured.startswith("not installed")] == [
         "not installed: pip install keras-rs",
@@ -61,7 +62,7 @@ def test_weights_that_differ_are_found(wrong):
     def total(vectors):
         return keras.ops.sum(keras.ops.concatenate(vectors, axis=1), axis=1, keepdims=True)
 
-    line = models.agree(1, "weights", model(0.1), model(0.2 if wrong else 0.1), TINY)
+    line = agreement.agree(1, "weights", model(0.1), model(0.2 if wrong else 0.1), TINY.batches())
     assert line.verdict == ("WRONG" if wrong else PASS)
 
 

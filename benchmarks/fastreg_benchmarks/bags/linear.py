@@ -9,6 +9,7 @@ import keras
 import fastreg
 from fastreg_benchmarks.bags import models
 from fastreg_benchmarks.limits.lines import Line
+from fastreg_benchmarks.recommender.agreement import agree
 from fastreg_benchmarks.recommender.rows import compared, measure
 from fastreg_benchmarks.settings import Settings
 from fastreg_benchmarks.workloads import Bags
@@ -21,7 +22,7 @@ SMALL = Bags(tables=3, rows=300, width=1, batch=64, bag=1, exponent=None)
 def training(settings: Settings) -> Iterator[Line]:
     """Steps, interleaved, after weights were compared."""
     ours, theirs = (_model(layer, SMALL) for layer in (_lazy, _keras))
-    yield models.agree(2, "linear, Ftrl: weights after steps, against Keras's", ours, theirs, SMALL)
+    yield agree(2, "linear, Ftrl: weights after steps, against Keras's", ours, theirs, SMALL.batches())
     bags = QUICK_BAGS if settings.quick else BAGS
     runs = {name: models.step(_model(layer, bags), bags) for name, layer in (("lazy", _lazy), ("keras", _keras))}
     timed = measure(runs, settings)

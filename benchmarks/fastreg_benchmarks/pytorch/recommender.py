@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -36,12 +36,34 @@ class Tables(NamedTuple):
     parameters: list[Any]
 
 
-def fbgemm(workload: Recommender) -> Tables:
-    """All tables in one, with Adagrad."""
-    tables = fbgemm_tables(workload.cardinalities, workload.width, "EXACT_ADAGRAD", learning_rate=RATE, eps=EPSILON)
+def adagrad_tables(cardinalities: Sequence[int], width: int) -> Any:
+    """FBGEMM's tables, which Adagrad trains as Keras's does."""
+    tables = fbgemm_tables(cardinalities, width, "EXACT_ADAGRAD", learning_rate=RATE, eps=EPSILON)
     tables.init_embedding_weights_uniform(-LARGEST, LARGEST)
     for (accumulator,) in tables.split_optimizer_states():
         accumulator.fill_(ACCUMULATOR)
+    return tables
+
+
+def training(logits: Callable[..., Any], parameters: list[Any], batches: Sequence[tuple[Any, ...]]) -> Run:
+    """A run that takes a step of Adagrad on the next of some batches, of inputs and labels; it gives the loss."""
+    optimizer = torch.optim.Adagrad(parameters, RATE, initial_accumulator_value=ACCUMULATOR, eps=EPSILON)
+    loss_of = torch.nn.BCEWithLogitsLoss()
+
+    def trained(batch: tuple[Any, ...]) -> float:
+        *inputs, labels = batch
+        optimizer.zero_grad()
+        loss = loss_of(logits(*inputs), labels)
+        loss.backward()
+        optimizer.step()
+        return float(loss.item())
+
+    return in_turns(trained, batches)
+
+
+def fbgemm(workload: Recommender) -> Tables:
+    """All tables in one, with Adagrad."""
+    tables = adagrad_tables(workload.cardinalities, workload.width)
     offsets = torch.arange(workload.batch * len(workload.cardinalities) + 1)
     return Tables(lambda ids: ids.T.reshape(-1), lambda ids: [tables(ids, offsets)], [])
 
@@ -71,24 +93,13 @@ def step(provider: str, workload: Mapping[str, Any], threads: int) -> Run:
     features = width * (1 + len(recommender.cardinalities))
     bottom = torch.nn.Sequential(linear(recommender.dense, hidden), relu(), linear(hidden, width), relu())
     top = torch.nn.Sequential(linear(features, hidden), relu(), linear(hidden, 1))
-    optimizer = torch.optim.Adagrad(
-        [*bottom.parameters(), *top.parameters(), *tables.parameters],
-        RATE,
-        initial_accumulator_value=ACCUMULATOR,
-        eps=EPSILON,
-    )
-    loss_of = torch.nn.BCEWithLogitsLoss()
 
-    def trained(batch: tuple[Any, Any, Any]) -> float:
-        dense, ids, labels = batch
-        optimizer.zero_grad()
-        loss = loss_of(top(torch.cat([bottom(dense), *tables.lookup(ids)], dim=1)), labels)
-        loss.backward()
-        optimizer.step()
-        return float(loss.item())
+    def logits(dense: Any, ids: Any) -> Any:
+        return top(torch.cat([bottom(dense), *tables.lookup(ids)], dim=1))
 
     def tensors(batch: Batch) -> tuple[Any, Any, Any]:
         dense, ids, labels = map(torch.from_numpy, batch)
         return dense, tables.prepared(ids.long()), labels
 
-    return in_turns(trained, [tensors(batch) for batch in recommender.batches()])
+    parameters = [*bottom.parameters(), *top.parameters(), *tables.parameters]
+    return training(logits, parameters, [tensors(batch) for batch in recommender.batches()])

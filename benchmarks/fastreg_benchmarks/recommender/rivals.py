@@ -37,6 +37,10 @@ class Rival(NamedTuple):
         """Packages to install."""
         return [package for module, package in self.packages.items() if importlib.util.find_spec(module) is None]
 
+    def to_install(self) -> str:
+        """What is missing, and how to get it."""
+        return f"not installed: pip install {' '.join(self.missing())}"
+
     def __str__(self) -> str:
         distributions = metadata.packages_distributions()
         versions = [metadata.version(distributions[module][0]) for module in self.packages if module in distributions]
@@ -55,9 +59,8 @@ def in_turns(settings: Settings) -> Iterator[tuple[list[RecommenderRow], list[Li
     with ExitStack() as stack:
         workers = {}
         for provider, rival in RIVALS.items():
-            if missing := rival.missing():
-                install = f"not installed: pip install {' '.join(missing)}"
-                lines.append(Line(6, rival.name, "-", install, INFORMATION))
+            if rival.missing():
+                lines.append(Line(6, rival.name, "-", rival.to_install(), INFORMATION))
                 continue
             try:
                 workers[provider] = stack.enter_context(_worker(provider, workload, settings))

@@ -19,12 +19,10 @@ from fastreg_kernels.cpu.penalty import accumulate, block_bounds, coefficients_o
 from fastreg_kernels.cpu.vector import (
     LANES,
     keep_nan,
-    load,
-    load_first,
+    load_part,
     signed,
     square_root,
-    store,
-    store_first,
+    store_part,
     total,
     zeros,
 )
@@ -141,19 +139,6 @@ def _coefficients(rule: str, rate: float, settings: list[float], step: int) -> t
     return rate, *settings
 
 
-@inner
-def _get(x, i, count):
-    return load(x, i) if count == LANES else load_first(x, i, count)
-
-
-@inner
-def _put(x, i, v, count):
-    if count == LANES:
-        store(x, i, v)
-    else:
-        store_first(x, i, v, count)
-
-
 # Each takes the weights, decayed, and their gradient, updates the slots, and returns the new weights.
 
 
@@ -164,49 +149,49 @@ def _sgd(w, g, slots, i, count, c):
 
 @inner
 def _momentum(w, g, slots, i, count, c):
-    m = c[1] * _get(slots[0], i, count) - c[0] * g
-    _put(slots[0], i, m, count)
+    m = c[1] * load_part(slots[0], i, count) - c[0] * g
+    store_part(slots[0], i, m, count)
     return w + m
 
 
 @inner
 def _nesterov(w, g, slots, i, count, c):
-    m = c[1] * _get(slots[0], i, count) - c[0] * g
-    _put(slots[0], i, m, count)
+    m = c[1] * load_part(slots[0], i, count) - c[0] * g
+    store_part(slots[0], i, m, count)
     return w + (c[1] * m - c[0] * g)
 
 
 @inner
 def _adam(w, g, slots, i, count, c):
     alpha, rest_1, rest_2, epsilon = c
-    m, v = _get(slots[0], i, count), _get(slots[1], i, count)
+    m, v = load_part(slots[0], i, count), load_part(slots[1], i, count)
     m, v = m + (g - m) * rest_1, v + (g * g - v) * rest_2
-    _put(slots[0], i, m, count)
-    _put(slots[1], i, v, count)
+    store_part(slots[0], i, m, count)
+    store_part(slots[1], i, v, count)
     return w - alpha * m / (square_root(v) + epsilon)
 
 
 @inner
 def _adagrad(w, g, slots, i, count, c):
-    n = _get(slots[0], i, count) + g * g
-    _put(slots[0], i, n, count)
+    n = load_part(slots[0], i, count) + g * g
+    store_part(slots[0], i, n, count)
     return w - c[0] * g / square_root(n + c[1])
 
 
 @inner
 def _rmsprop(w, g, slots, i, count, c):
     rate, rho, rest, epsilon = c
-    v = rho * _get(slots[0], i, count) + rest * (g * g)
-    _put(slots[0], i, v, count)
+    v = rho * load_part(slots[0], i, count) + rest * (g * g)
+    store_part(slots[0], i, v, count)
     return w - rate * g / square_root(v + epsilon)
 
 
 @inner
 def _lion(w, g, slots, i, count, c):
     rate, beta_1, rest_1, beta_2, rest_2 = c
-    m = _get(slots[0], i, count)
+    m = load_part(slots[0], i, count)
     direction = beta_1 * m + rest_1 * g
-    _put(slots[0], i, beta_2 * m + rest_2 * g, count)
+    store_part(slots[0], i, beta_2 * m + rest_2 * g, count)
     return w - keep_nan(signed(rate, direction), direction)
 
 
@@ -238,10 +223,10 @@ def _on_blocks(take: Any) -> Any:
 
     @inner
     def advance(x, gradient, slots, i, count, l1, l2, decay, c, sum_abs, sum_sq):
-        w = _get(x, i, count)
-        g = _whole(_get(gradient, i, count), w, l1, l2)
-        _put(x, i, take(_decayed(w, decay), g, slots, i, count, c), count)
-        return accumulate(_get(x, i, count), sum_abs, sum_sq)  # what was stored, after its rounding
+        w = load_part(x, i, count)
+        g = _whole(load_part(gradient, i, count), w, l1, l2)
+        store_part(x, i, take(_decayed(w, decay), g, slots, i, count, c), count)
+        return accumulate(load_part(x, i, count), sum_abs, sum_sq)  # what was stored, after its rounding
 
     @inner
     def task(first, last, x, gradient, slots, l1, l2, decay, c, partials):

@@ -17,10 +17,12 @@ from fastreg_kernels.cpu.vector import (
     in_order,
     load,
     load_first,
+    load_part,
     ones,
     prefetch,
     store,
     store_first,
+    store_part,
     total,
     where_above,
     widen,
@@ -162,8 +164,7 @@ def update_rows(
     where = _indices(rows, "rows", len(rows), len(x))
     marks = _stamps(stamps, history, now, where, len(x))
     for name, array in (("x", x), ("stamps", stamps)):
-        if not array.flags.writeable:
-            raise ValueError(f"Invalid value for argument {name}: expected a writable array. Received: a read-only one")
+        _arrays.check_writable(array, name)
     changes = np.empty((groups(len(rows)), CHANGES)) if sums else None
     flat, total = _arrays.stored(x.reshape(-1)), float(history[now, 1])
     run(_update_all, flat_step.size, flat, marks, where, flat_step, total, changes, width)
@@ -311,13 +312,9 @@ def _sum_bags(first, last, x, stamps, ids, splits, weights, out, width):
             a, b = kind(scale), kind(threshold)
             weight = weights[i] if weights.size else kind(1)
             for column in range(0, width, LANES):
-                if column + LANES <= width:
-                    v = weight * in_order(x, shrunk(load(x, start + column), a, b))
-                    store(out, target + column, load(out, target + column) + v)
-                else:
-                    count = width - column
-                    v = weight * in_order(x, shrunk(load_first(x, start + column, count), a, b))
-                    store_first(out, target + column, load_first(out, target + column, count) + v, count)
+                count = min(LANES, width - column)
+                v = weight * in_order(x, shrunk(load_part(x, start + column, count), a, b))
+                store_part(out, target + column, load_part(out, target + column, count) + v, count)
 
 
 _share_sum_bags = sharing(_sum_bags)
@@ -336,13 +333,9 @@ def _sum_columns(first, last, values, positions, out, width):
         source, target = i * width, positions[i] * width
         for block in range(first, last):
             column = block * LANES
-            if column + LANES <= width:
-                added = in_order(values, load(values, source + column))
-                store(out, target + column, load(out, target + column) + added)
-            else:
-                count = width - column
-                added = in_order(values, load_first(values, source + column, count))
-                store_first(out, target + column, load_first(out, target + column, count) + added, count)
+            count = min(LANES, width - column)
+            added = in_order(values, load_part(values, source + column, count))
+            store_part(out, target + column, load_part(out, target + column, count) + added, count)
 
 
 _share_sum_columns = sharing(_sum_columns)

@@ -20,12 +20,10 @@ from fastreg_kernels.cpu.vector import (
     LANES,
     add_squares,
     in_order,
-    load,
-    load_first,
+    load_part,
     soft_threshold,
     square_root,
-    store,
-    store_first,
+    store_part,
     total,
     zeros,
 )
@@ -101,8 +99,8 @@ def _sum_range(first, last, values, positions, sums, width):
             source, target = i * width, positions[i] * width
             for column in range(0, width, LANES):
                 count = min(LANES, width - column)
-                total_so_far = _get(sums, target + column, count)
-                _put(sums, target + column, total_so_far + _get(values, source + column, count), count)
+                total_so_far = load_part(sums, target + column, count)
+                store_part(sums, target + column, total_so_far + load_part(values, source + column, count), count)
 
 
 _share_sum_range = launch.sharing(_sum_range)
@@ -118,8 +116,8 @@ def _sum_bags_range(first, last, values, splits, weights, positions, sums, width
                 weight = weights[i] if weights.size else values.dtype.type(1)
                 for column in range(0, width, LANES):
                     count = min(LANES, width - column)
-                    added = weight * _get(values, source + column, count)
-                    _put(sums, target + column, _get(sums, target + column, count) + added, count)
+                    added = weight * load_part(values, source + column, count)
+                    store_part(sums, target + column, load_part(sums, target + column, count) + added, count)
 
 
 _share_sum_bags_range = launch.sharing(_sum_bags_range)
@@ -130,7 +128,7 @@ def _sgd(first, last, table, gradient, where, width, slots, rate, settings, step
     eta = gradient.dtype.type(rate)
     for i in range(first * width, last * width, LANES):
         count = min(LANES, last * width - i)
-        _put(gradient, i, eta * _get(gradient, i, count), count)
+        store_part(gradient, i, eta * load_part(gradient, i, count), count)
 
 
 @inner
@@ -140,10 +138,10 @@ def _adagrad(first, last, table, gradient, where, width, slots, rate, settings, 
         source, target = k * width, where[k] * width
         for column in range(0, width, LANES):
             count = min(LANES, width - column)
-            g = _get(gradient, source + column, count)
-            n = _get(accumulator, target + column, count) + g * g
-            _put(accumulator, target + column, n, count)
-            _put(gradient, source + column, eta * g / square_root(n + small), count)
+            g = load_part(gradient, source + column, count)
+            n = load_part(accumulator, target + column, count) + g * g
+            store_part(accumulator, target + column, n, count)
+            store_part(gradient, source + column, eta * g / square_root(n + small), count)
 
 
 @inner
@@ -155,7 +153,7 @@ def _rowwise_adagrad(first, last, table, gradient, where, width, slots, rate, se
         factor = kind(rate) / np.sqrt(accumulator[where[k]] + kind(settings[0]))
         for column in range(0, width, LANES):
             count = min(LANES, width - column)
-            _put(gradient, source + column, factor * _get(gradient, source + column, count), count)
+            store_part(gradient, source + column, factor * load_part(gradient, source + column, count), count)
 
 
 @inner
@@ -163,7 +161,7 @@ def _mean_of_squares(gradient, source, width):
     """Of a row, in float64."""
     squares = zeros()
     for column in range(0, width, LANES):
-        squares = add_squares(squares, _get(gradient, source + column, min(LANES, width - column)))
+        squares = add_squares(squares, load_part(gradient, source + column, min(LANES, width - column)))
     return total(squares) / width
 
 
@@ -176,12 +174,12 @@ def _adam(first, last, table, gradient, where, width, slots, rate, settings, ste
         source, target = k * width, where[k] * width
         for column in range(0, width, LANES):
             count = min(LANES, width - column)
-            g = _get(gradient, source + column, count)
-            m, v = _get(slots[0], target + column, count), _get(slots[1], target + column, count)
+            g = load_part(gradient, source + column, count)
+            m, v = load_part(slots[0], target + column, count), load_part(slots[1], target + column, count)
             m, v = m + (g - m) * rest_1, v + (g * g - v) * rest_2
-            _put(slots[0], target + column, m, count)
-            _put(slots[1], target + column, v, count)
-            _put(gradient, source + column, alpha * m / (square_root(v) + small), count)
+            store_part(slots[0], target + column, m, count)
+            store_part(slots[1], target + column, v, count)
+            store_part(gradient, source + column, alpha * m / (square_root(v) + small), count)
 
 
 @inner
@@ -201,10 +199,10 @@ def _rowwise_adam(first, last, table, gradient, where, width, slots, rate, setti
         factor = kind(_rate_of_adam(rate, settings, step)) / (np.sqrt(v) + kind(settings[2]))
         for column in range(0, width, LANES):
             count = min(LANES, width - column)
-            m = _get(slots[0], target + column, count)
-            m = m + (_get(gradient, source + column, count) - m) * rest_1
-            _put(slots[0], target + column, m, count)
-            _put(gradient, source + column, factor * m, count)
+            m = load_part(slots[0], target + column, count)
+            m = m + (load_part(gradient, source + column, count) - m) * rest_1
+            store_part(slots[0], target + column, m, count)
+            store_part(gradient, source + column, factor * m, count)
 
 
 @inner
@@ -215,10 +213,10 @@ def _rmsprop(first, last, table, gradient, where, width, slots, rate, settings, 
         source, target = k * width, where[k] * width
         for column in range(0, width, LANES):
             count = min(LANES, width - column)
-            g = _get(gradient, source + column, count)
-            v = rho * _get(slots[0], target + column, count) + rest * (g * g)
-            _put(slots[0], target + column, v, count)
-            _put(gradient, source + column, eta * g / square_root(v + small), count)
+            g = load_part(gradient, source + column, count)
+            v = rho * load_part(slots[0], target + column, count) + rest * (g * g)
+            store_part(slots[0], target + column, v, count)
+            store_part(gradient, source + column, eta * g / square_root(v + small), count)
 
 
 @inner
@@ -229,12 +227,12 @@ def _centered_rmsprop(first, last, table, gradient, where, width, slots, rate, s
         source, target = k * width, where[k] * width
         for column in range(0, width, LANES):
             count = min(LANES, width - column)
-            g = _get(gradient, source + column, count)
-            v = rho * _get(slots[0], target + column, count) + rest * (g * g)
-            a = rho * _get(slots[1], target + column, count) + rest * g
-            _put(slots[0], target + column, v, count)
-            _put(slots[1], target + column, a, count)
-            _put(gradient, source + column, eta * g / square_root(v - a * a + small), count)
+            g = load_part(gradient, source + column, count)
+            v = rho * load_part(slots[0], target + column, count) + rest * (g * g)
+            a = rho * load_part(slots[1], target + column, count) + rest * g
+            store_part(slots[0], target + column, v, count)
+            store_part(slots[1], target + column, a, count)
+            store_part(gradient, source + column, eta * g / square_root(v - a * a + small), count)
 
 
 @inner
@@ -249,30 +247,17 @@ def _ftrl(first, last, table, gradient, where, width, slots, rate, settings, num
         a, b = kind(scale), kind(threshold)
         for column in range(0, width, LANES):
             count = min(LANES, width - column)
-            g = _get(gradient, source + column, count)
-            w = in_order(x, shrunk(_get(x, target + column, count), a, b))
-            n = _get(slots[0], target + column, count)
+            g = load_part(gradient, source + column, count)
+            w = in_order(x, shrunk(load_part(x, target + column, count), a, b))
+            n = load_part(slots[0], target + column, count)
             grown = n + g * g
             root = square_root(grown)
-            z = _get(slots[1], target + column, count) + g + pull * w - inverse * (root - square_root(n)) * w
-            _put(slots[0], target + column, grown, count)
-            _put(slots[1], target + column, z, count)
+            z = load_part(slots[1], target + column, count) + g + pull * w - inverse * (root - square_root(n)) * w
+            store_part(slots[0], target + column, grown, count)
+            store_part(slots[1], target + column, z, count)
             # What makes of the weight the new one: of a new zero it is w itself, and w − w is +0.
             step = w + soft_threshold(abs(z) - l1, z) / (inverse * (root + beta) + twice_l2)
-            _put(gradient, source + column, step, count)
-
-
-@inner
-def _get(x, i, count):
-    return load(x, i) if count == LANES else load_first(x, i, count)
-
-
-@inner
-def _put(x, i, v, count):
-    if count == LANES:
-        store(x, i, v)
-    else:
-        store_first(x, i, v, count)
+            store_part(gradient, source + column, step, count)
 
 
 def apply(rule, x, stamps, where, gradient, state, measured, changes, width):

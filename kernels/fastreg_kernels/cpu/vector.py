@@ -20,6 +20,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic, models, overload, register_model
 
 from fastreg_kernels._arrays import STORED
+from fastreg_kernels.cpu.jit import inner
 
 LANES = 16
 """Elements per vector. 16 float64 sums of each kind fill 8 AVX2 registers: enough to hide the latency of addition,
@@ -491,3 +492,18 @@ def _vector_abs(v):
     if isinstance(v, Vector):
         return lambda v: _abs(v)
     return None
+
+
+@inner
+def load_part(x, i, count):
+    """The `count` elements of x from i on, a whole vector or its first lanes."""
+    return load(x, i) if count == LANES else load_first(x, i, count)
+
+
+@inner
+def store_part(out, i, v, count):
+    """Store the first `count` lanes of a vector, all or fewer."""
+    if count == LANES:
+        store(out, i, v)
+    else:
+        store_first(out, i, v, count)
